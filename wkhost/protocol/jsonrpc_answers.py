@@ -1,0 +1,196 @@
+"""Answers and notifications of the JSON-RPC form. No state; requests: jsonrpc.py.
+
+Source: wire protocol, JSON-RPC. Ids are echoed as the JSON text that came; notifications have no
+`id` key at all; message ids are decimal strings; payloads are base64.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from wkhost.errors import LocalProtocolError
+from wkhost.protocol.jsonrpc import (
+    DUP,
+    NO_PERSIST,
+    RECEIPT,
+    RED_DOT,
+    SIGNAL,
+    STREAM,
+    SYNC_ONCE,
+    TOPIC,
+    Header,
+    SettingObject,
+)
+from wkhost.protocol.packets import Connack, Disconnect, Event, Recv, Sendack, Suback
+
+_encode = msgspec.json.Encoder().encode
+
+_HEADERS = [
+    Header(bool(f & NO_PERSIST), bool(f & RED_DOT), bool(f & SYNC_ONCE), bool(f & DUP))
+    for f in range(16)
+]
+
+
+class _ConnectResult(Struct, rename="camel"):
+    header: dict[str, bool]
+    server_version: int
+    server_key: str
+    salt: str
+    time_diff: int
+    reason_code: int
+    node_id: int
+
+
+class _SendResult(Struct, rename="camel"):
+    header: Header
+    message_id: str
+    message_seq: int
+    reason_code: int
+    reason: str | UnsetType = UNSET
+
+
+class _RecvParams(Struct, rename="camel"):
+    header: Header
+    message_id: str
+    message_seq: int
+    client_msg_no: str
+    timestamp: int
+    channel_id: str
+    channel_type: int
+    from_uid: str
+    payload: str
+    setting: SettingObject | UnsetType = UNSET
+    expire: int | UnsetType = UNSET
+    topic: str | UnsetType = UNSET
+
+
+class _SubscribeResult(Struct, rename="camel"):
+    sub_no: str
+    channel_id: str
+    channel_type: int
+    action: int
+    reason_code: int
+
+
+class _DisconnectNote(Struct, rename="camel"):
+    reason_code: int
+    reason: str
+
+
+class _EventParams(Struct):
+    id: str
+    type: str
+    timestamp: int
+    data: str
+
+
+class _Error(Struct):
+    code: int
+    message: str
+
+
+def answer(id_text: bytes, result: object) -> bytes:
+    """A result, under the id's own text. A notification (no id) has no answer: b""."""
+    if not id_text:
+        return b""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (id_text, _encode(result))
+
+
+def error(id_text: bytes, code: int, message: str) -> bytes:
+    """An error answer; without an id it is null, as the standard has it."""
+    body = _encode(_Error(code, message))
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_text or b"null", body)
+
+
+def _notification(method: bytes, params: object) -> bytes:
+    """A notification: it must not have the key `id` at all."""
+    return b'{"jsonrpc":"2.0","method":"%b","params":%b}' % (method, _encode(params))
+
+
+def encode_connack(packet: Connack, id_text: bytes) -> bytes:
+    """A success; refusals are `error`."""
+    return answer(
+        id_text,
+        _ConnectResult(
+            {},
+            packet.server_version,
+            packet.server_key,
+            packet.salt,
+            packet.time_diff,
+            packet.reason_code,
+            packet.node_id,
+        ),
+    )
+
+
+def encode_sendack(packet: Sendack, id_text: bytes) -> bytes:
+    """Always a `result`, for refused messages too: clients look at reasonCode."""
+    return answer(
+        id_text,
+        _SendResult(
+            _HEADERS[packet.flags & 15],
+            str(packet.message_id),
+            packet.message_seq,
+            packet.reason_code,
+            packet.text or UNSET,
+        ),
+    )
+
+
+def encode_suback(packet: Suback, id_text: bytes) -> bytes:
+    return answer(
+        id_text,
+        _SubscribeResult(
+            packet.sub_no,
+            packet.channel_id,
+            packet.channel_type,
+            packet.action,
+            packet.reason_code,
+        ),
+    )
+
+
+def encode_recv(packet: Recv) -> bytes:
+    """The header object is always there; ids are decimal strings, the payload base64."""
+    setting = packet.setting
+    flags = SettingObject(
+        bool(setting & RECEIPT),
+        bool(setting & SIGNAL),
+        bool(setting & STREAM),
+        bool(setting & TOPIC),
+    )
+    return _notification(
+        b"recv",
+        _RecvParams(
+            _HEADERS[packet.flags & 15],
+            str(packet.message_id),
+            packet.message_seq,
+            packet.client_msg_no,
+            packet.timestamp,
+            packet.channel_id,
+            packet.channel_type,
+            packet.from_uid,
+            b2a_base64(packet.payload, newline=False).decode(),
+            flags if setting & (RECEIPT | SIGNAL | STREAM | TOPIC) else UNSET,
+            packet.expire or UNSET,
+            packet.topic or UNSET,
+        ),
+    )
+
+
+def encode_disconnect(packet: Disconnect) -> bytes:
+    return _notification(b"disconnect", _DisconnectNote(packet.reason_code, packet.reason))
+
+
+def encode_event(packet: Event) -> bytes:
+    """Clients demand a non-empty id and type, and data that is text."""
+    if not packet.id or not packet.type:
+        raise LocalProtocolError("event: id and type must not be empty")
+    try:
+        data = packet.data.decode()
+    except UnicodeDecodeError as e:
+        raise LocalProtocolError(f"event: data is not UTF-8: {e.reason}") from e
+    return _notification(b"event", _EventParams(packet.id, packet.type, packet.timestamp, data))
