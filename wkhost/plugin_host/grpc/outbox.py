@@ -7,75 +7,24 @@ additions here. Nothing is encoded that the peer's windows do not allow, and at 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from struct import Struct
 
 from wkhost.errors import RemoteProtocolError
-from wkhost.plugin_host.grpc.methods import Method
-from wkhost.plugin_host.grpc.status import Metadata, StatusCode
+from wkhost.plugin_host.grpc.frames import (
+    DATA,
+    DEFAULT_FRAME,
+    DEFAULT_WINDOW,
+    FRAME_HEADER,
+    MAX_WINDOW,
+)
+from wkhost.plugin_host.grpc.stream import Stream
 
-DATA = 0x0
-END_STREAM = 0x1
-FRAME_HEADER = Struct(">HBBBL")
-"""Length (high 16 bits, low 8 bits), type, flags, stream id."""
-MESSAGE_PREFIX = Struct(">BL")
-"""Compressed flag and length of a gRPC message."""
+_MESSAGE_PREFIX = Struct(">BL")
 _FRAMED_MESSAGE = Struct(">HBBBLBL")
-_MAX_WINDOW = 2**31 - 1
+"""A frame header and a message prefix in one."""
 _MAX_FRAME = 64 * 1024
 """DATA frames are cut at this even if the peer takes larger ones, for fairness between calls."""
-DEFAULT_WINDOW = 65535
-DEFAULT_FRAME = 16384
-
-
-class Stream:
-    """State of one call on the wire, both directions."""
-
-    __slots__ = (
-        "answered",
-        "deadline",
-        "final",
-        "headers_sent",
-        "held",
-        "id",
-        "mark",
-        "metadata",
-        "method",
-        "need",
-        "part",
-        "path",
-        "queue",
-        "queued",
-        "receive_window",
-        "remote_closed",
-        "request",
-        "send_window",
-        "uncredited",
-    )
-
-    def __init__(self, stream_id: int, path: str, method: Method | None, window: int) -> None:
-        self.id = stream_id
-        self.path = path
-        self.method = method
-        self.metadata: Metadata = ()
-        self.deadline: float | None = None
-        # Receiving: a partial message, the bytes it needs, bytes not yet given back.
-        self.part = bytearray()
-        self.need = 0
-        self.request: bytes | None = None
-        self.held = 0
-        self.receive_window = 0
-        self.uncredited = 0
-        self.remote_closed = False
-        # Sending: frames cut from `queue`, then the trailers of `final`.
-        self.send_window = window
-        self.queue: deque[memoryview] = deque()
-        self.queued = 0
-        self.mark = 0
-        self.headers_sent = False
-        self.final: tuple[StatusCode, str] | None = None
-        self.answered = False
 
 
 class Outbox:
@@ -110,7 +59,7 @@ class Outbox:
             self._window -= size
             stream.mark = self._taken + len(output)
             return
-        stream.queue.append(memoryview(MESSAGE_PREFIX.pack(0, length) + data))
+        stream.queue.append(memoryview(_MESSAGE_PREFIX.pack(0, length) + data))
         stream.queued += size
         self.queued += size
         self._blocked[stream.id] = stream
@@ -138,11 +87,11 @@ class Outbox:
         """Apply a WINDOW_UPDATE; False when the stream's window overflows (a stream error)."""
         if stream is None:
             self._window += increment
-            if self._window > _MAX_WINDOW:
+            if self._window > MAX_WINDOW:
                 raise RemoteProtocolError("the connection's flow control window exceeds 2^31-1")
         else:
             stream.send_window += increment
-            if stream.send_window > _MAX_WINDOW:
+            if stream.send_window > MAX_WINDOW:
                 return False
         if self._blocked:
             self.pump()
@@ -191,7 +140,7 @@ class Outbox:
         self.max_frame = min(max_frame, _MAX_FRAME)
         for stream in streams:
             stream.send_window += change
-            if stream.send_window > _MAX_WINDOW:
+            if stream.send_window > MAX_WINDOW:
                 raise RemoteProtocolError("SETTINGS raise a stream's window above 2^31-1")
         if self._blocked:
             self.pump()

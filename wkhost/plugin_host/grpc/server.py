@@ -15,6 +15,14 @@ import structlog
 import trio
 
 from wkhost.errors import RemoteProtocolError
+from wkhost.plugin_host.grpc.events import (
+    CallClosed,
+    CallOpened,
+    Event,
+    HalfClosed,
+    MessageReceived,
+    UnaryRequest,
+)
 from wkhost.plugin_host.grpc.methods import (
     CallInfo,
     Limits,
@@ -22,15 +30,7 @@ from wkhost.plugin_host.grpc.methods import (
     StreamHandler,
 )
 from wkhost.plugin_host.grpc.status import GrpcError, StatusCode
-from wkhost.plugin_host.grpc.wire import (
-    CallClosed,
-    CallOpened,
-    Event,
-    HalfClosed,
-    MessageReceived,
-    ServerWire,
-    UnaryRequest,
-)
+from wkhost.plugin_host.grpc.wire import ServerWire
 
 _READ_BYTES: Final = 64 * 1024
 
@@ -62,7 +62,6 @@ class _Call:
     def finish(self, code: StatusCode = StatusCode.OK, message: str = "") -> None:
         self._connection.wire.finish(self._id, code, message)
         self._connection.flush()
-        self._connection.dispatch_ended()
 
 
 class GrpcConnection:
@@ -193,13 +192,6 @@ class GrpcConnection:
             call.deadline.cancel()
         self._closed(call, event.error)
 
-    def dispatch_ended(self) -> None:
-        """Tell handlers of calls that ended by sending, outside a turn of the reader."""
-        if not self._in_turn:
-            for event in self.wire.take_events():
-                if type(event) is CallClosed:
-                    self._ended(event)
-
     # --- borders: one plugin call ---
 
     def _guard(self, stream_id: int, callback: Callable[..., None], *args: object) -> None:
@@ -222,7 +214,6 @@ class GrpcConnection:
             log.error("grpc_handler_failed", exc_info=error)
             self.wire.finish(stream_id, StatusCode.INTERNAL, "the handler failed")
         self.flush()
-        self.dispatch_ended()
 
     async def _serve_unary(self, request: UnaryRequest) -> None:
         stream_id = request.stream_id
@@ -242,7 +233,6 @@ class GrpcConnection:
             # Unknown to the wire, and so ignored, where the peer cancelled.
             self.wire.finish(stream_id, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
         self.flush()
-        self.dispatch_ended()
 
     async def _watch_deadline(self, call: _Call, deadline: float) -> None:
         assert call.deadline is not None
@@ -270,9 +260,12 @@ class GrpcConnection:
             return
         if not wire.output_full:
             self._emptied.set()
-        if self._draining and wire.idle and not output:
-            self._sock.shutdown(socket.SHUT_RDWR)  # which ends the reader
+        for event in wire.take_events():  # sending may have ended calls
+            if type(event) is CallClosed:
+                self._ended(event)
+        if self._draining and wire.idle and not output and not self._broken:
             self._broken = True
+            self._sock.shutdown(socket.SHUT_RDWR)  # which ends the reader
 
     async def _write_when_ready(self) -> None:
         while True:
@@ -282,7 +275,6 @@ class GrpcConnection:
                 await trio.lowlevel.wait_writable(self._sock)
                 self.flush()
                 self._notify_writable()
-                self.dispatch_ended()
 
     def _notify_writable(self) -> None:
         for stream_id, call in list(self._bidi.items()):
