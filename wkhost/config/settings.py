@@ -1,0 +1,388 @@
+"""The settings tree: every setting the server knows, frozen, each with its key, unit and sentence.
+
+Field names are the keys in snake case, with a unit where there is one (`_s` seconds, `_bytes`).
+A setting marked `used=False` is read and checked, but nothing acts on it yet; whoever sets it is
+told so once. Where the values come from is the business of `load.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from wkhost.config.spec import Spec, setting
+from wkhost.config.values import (
+    BOOLEAN,
+    DURATION,
+    INIT_NODES,
+    PATH,
+    SIZE,
+    STRINGS,
+    TEXT,
+    Address,
+    InitNode,
+    address,
+    choice,
+    number,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WssConfig:
+    cert_file: Path | None = setting(
+        "wssConfig.certFile",
+        None,
+        PATH,
+        "PEM file with the certificate chain of the WSS listener; read again on SIGHUP.",
+    )
+    key_file: Path | None = setting(
+        "wssConfig.keyFile", None, PATH, "PEM file with the private key of the certificate."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    ip: str = setting("external.ip", "", TEXT, "Address that clients are told.", used=False)
+    tcp_addr: str = setting(
+        "external.tcpAddr", "", TEXT, "TCP address that clients are told.", used=False
+    )
+    ws_addr: str = setting(
+        "external.wsAddr", "", TEXT, "WebSocket address that clients are told.", used=False
+    )
+    wss_addr: str = setting(
+        "external.wssAddr", "", TEXT, "Secure WebSocket address that clients are told.", used=False
+    )
+    manager_addr: str = setting(
+        "external.managerAddr", "", TEXT, "Address of the manager page seen outside.", used=False
+    )
+    api_url: str = setting(
+        "external.apiUrl", "", TEXT, "URL of the business API seen from outside.", used=False
+    )
+    auto_get_external_ip: bool = setting(
+        "external.autoGetExternalIP",
+        False,
+        BOOLEAN,
+        "Ask a service for the own public address.",
+        used=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    node_id: int = setting(
+        "cluster.nodeId", 1001, number(1, 1023), "Number of this node; part of every message id."
+    )
+    server_addr: str = setting(
+        "cluster.serverAddr", "", TEXT, "Address that other nodes use.", used=False
+    )
+    init_nodes: tuple[InitNode, ...] = setting(
+        "cluster.initNodes", (), INIT_NODES, "Members of a new cluster.", used=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    on: bool = setting(
+        "manager.on",
+        True,
+        BOOLEAN,
+        "Serve the manager API and page.",
+        aliases=("monitor.on",),
+        used=False,
+    )
+    addr: Address = setting(
+        "manager.addr",
+        Address("", "0.0.0.0", 5300),
+        address("", "0.0.0.0:5300"),
+        "Where the manager API and page listen.",
+        aliases=("monitor.addr",),
+        used=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    http_addr: str = setting(
+        "webhook.httpAddr",
+        "",
+        TEXT,
+        "URL that receives events; empty sends none.",
+        aliases=("webhook.httpUrl",),
+        used=False,
+    )
+    grpc_addr: str = setting(
+        "webhook.grpcAddr", "", TEXT, "gRPC address that receives events.", used=False
+    )
+    focus_events: tuple[str, ...] = setting(
+        "webhook.focusEvents",
+        (),
+        STRINGS,
+        "Events to send; empty sends all.",
+        aliases=("webhook.events",),
+        used=False,
+    )
+    push_interval_s: float = setting(
+        "webhook.msgNotifyEventPushInterval",
+        0.5,
+        DURATION,
+        "Longest time that message events are collected before a post.",
+        used=False,
+    )
+    count_per_push: int = setting(
+        "webhook.msgNotifyEventCountPerPush",
+        100,
+        number(1, 100_000),
+        "Most message events in one post.",
+        aliases=("webhook.countPerPush",),
+        used=False,
+    )
+    retry_max_count: int = setting(
+        "webhook.msgNotifyEventRetryMaxCount",
+        5,
+        number(1, 1_000_000),
+        "Tries of a post before its events are dropped.",
+        aliases=("webhook.retryMaxCount",),
+        used=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    on: bool = setting("plugin.on", True, BOOLEAN, "Run plugins at all.")
+    dir: Path | None = setting(
+        "plugin.dir", None, PATH, "Where installed plugins live; empty means rootDir/plugins."
+    )
+    timeout_s: float = setting(
+        "plugin.timeout", 1.0, DURATION, "Time that all plugins together have to decide a message."
+    )
+    use: tuple[str, ...] | None = setting(
+        "plugin.use",
+        None,
+        STRINGS,
+        "Start with exactly these plugins; empty starts those enabled in the data directory.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Logger:
+    level: int = setting(
+        "logger.level",
+        0,
+        number(1, 4),
+        "1 debug, 2 info, 3 warnings, 4 errors; 0 is debug in mode debug and info otherwise.",
+    )
+    line_num: bool = setting(
+        "logger.lineNum", False, BOOLEAN, "Add file and line of the code to each log line."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Db:
+    mem_table_bytes: int = setting(
+        "db.memTableSize", 64 << 20, SIZE, "Memory for rows not yet written to a sorted file."
+    )
+    block_cache_bytes: int = setting(
+        "db.blockCacheSize", 256 << 20, SIZE, "Memory for blocks read from sorted files."
+    )
+    write_buffer_bytes: int = setting(
+        "db.writeBufferSize", 32 << 20, SIZE, "Size at which one buffer of rows is written out."
+    )
+    max_open_files: int = setting(
+        "db.maxOpenFiles", 1000, number(16, 1_000_000), "Most files the store keeps open."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerService:
+    visitors_on: bool = setting(
+        "customerService.visitorsOn",
+        False,
+        BOOLEAN,
+        "Let users with the visitor suffix log in without a token.",
+    )
+    visitors_suffix: str = setting(
+        "customerService.visitorsSuffix", "___vstr", TEXT, "Ending that marks a visitor's uid."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    create_if_no_exist: bool = setting(
+        "channel.createIfNoExist",
+        True,
+        BOOLEAN,
+        "Create a missing channel when subscribers are added to it.",
+        used=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRetry:
+    interval_s: float = setting(
+        "messageRetry.interval",
+        60.0,
+        DURATION,
+        "Time after which an unacknowledged message is delivered again.",
+    )
+    scan_interval_s: float = setting(
+        "messageRetry.scanInterval", 30.0, DURATION, "Time between two looks for such messages."
+    )
+    max_count: int = setting(
+        "messageRetry.maxCount",
+        5,
+        number(1, 1000),
+        "Repeated deliveries on one connection before giving up; history keeps the message.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that keep one peer from harming the others; these keys are our own."""
+
+    frame_bytes: int = setting(
+        "limits.frame", 1 << 20, SIZE, "Largest body of one binary frame; more closes the socket."
+    )
+    payload_bytes: int = setting(
+        "limits.payload", 32767, SIZE, "Largest payload of a message sent over HTTP or by a plugin."
+    )
+    outbox_bytes: int = setting(
+        "limits.outbox",
+        64 << 10,
+        SIZE,
+        "Output that may wait for one connection before it counts as too slow.",
+    )
+    connections: int = setting(
+        "limits.connections",
+        200_000,
+        number(1, 10_000_000),
+        "Most open client connections; more are closed at once.",
+    )
+    sends_per_second: int = setting(
+        "limits.sendsPerSecond",
+        0,
+        number(1, 1_000_000),
+        "Messages a second from one connection before it gets reason 22; 0 is without limit.",
+    )
+    http_body_bytes: int = setting(
+        "limits.httpBody", 10 << 20, SIZE, "Largest body of a request to the business API."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. `Settings()` holds the defaults."""
+
+    mode: str = setting(
+        "mode",
+        "release",
+        choice("debug", "release", "bench", "test"),
+        "Debug logs more; the others change nothing.",
+    )
+    addr: Address = setting(
+        "addr",
+        Address("tcp", "0.0.0.0", 5100),
+        address("tcp", "tcp://0.0.0.0:5100"),
+        "Where TCP clients connect.",
+    )
+    ws_addr: Address = setting(
+        "wsAddr",
+        Address("ws", "0.0.0.0", 5200),
+        address("ws", "ws://0.0.0.0:5200"),
+        "Where WebSocket clients connect.",
+    )
+    wss_addr: Address | None = setting(
+        "wssAddr",
+        None,
+        address("wss", "wss://0.0.0.0:5210"),
+        "Where secure WebSocket clients connect; off when empty or without a certificate.",
+    )
+    http_addr: Address = setting(
+        "httpAddr",
+        Address("", "0.0.0.0", 5001),
+        address("", "0.0.0.0:5001"),
+        "Where the business API listens.",
+    )
+    root_dir: Path = setting(
+        "rootDir", Path("wkhost-data"), PATH, "Folder of everything the server keeps."
+    )
+    data_dir: Path | None = setting(
+        "dataDir", None, PATH, "Folder of the message store; empty means rootDir/data."
+    )
+    token_auth_on: bool = setting(
+        "tokenAuthOn", False, BOOLEAN, "Check each login against the token set by /user/token."
+    )
+    manager_uid: str = setting("managerUID", "____manager", TEXT, "Uid of the manager.")
+    manager_token: str = setting(
+        "managerToken",
+        "",
+        TEXT,
+        "Token that every API request and the manager's login must show; empty asks for none.",
+        secret=True,
+    )
+    connect_timeout_s: float = setting(
+        "connectTimeout", 30.0, DURATION, "Time from the connection to a valid CONNECT."
+    )
+    conn_idle_time_s: float = setting(
+        "connIdleTime", 180.0, DURATION, "Silence after which a connection is closed."
+    )
+    disable_encryption: bool = setting(
+        "disableEncryption", False, BOOLEAN, "Send payloads unencrypted (some clients need keys)."
+    )
+    disable_jsonrpc: bool = setting(
+        "disableJSONRPC", False, BOOLEAN, "Refuse JSON-RPC on the client ports."
+    )
+    whitelist_off_of_person: bool = setting(
+        "whitelistOffOfPerson", True, BOOLEAN, "Do not enforce allow lists in person chats."
+    )
+    wss_config: WssConfig = WssConfig()
+    external: External = External()
+    cluster: Cluster = Cluster()
+    manager: Manager = Manager()
+    webhook: Webhook = Webhook()
+    plugin: Plugin = Plugin()
+    logger: Logger = Logger()
+    db: Db = Db()
+    customer_service: CustomerService = CustomerService()
+    channel: Channel = Channel()
+    message_retry: MessageRetry = MessageRetry()
+    limits: Limits = Limits()
+
+    @property
+    def data_path(self) -> Path:
+        """Folder of the message store."""
+        return self.data_dir or self.root_dir / "data"
+
+    @property
+    def plugin_path(self) -> Path:
+        """Folder of the installed plugins."""
+        return self.plugin.dir or self.root_dir / "plugins"
+
+    @property
+    def debug(self) -> bool:
+        return self.mode == "debug"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one setting sits in the tree: `group` is "" for the top. `default` as declared."""
+
+    group: str
+    name: str
+    default: Any
+    spec: Spec
+
+
+def _places(group: str, node: Any) -> Iterator[Place]:
+    declared: tuple[Field[Any], ...] = fields(node)
+    for each in declared:
+        value = getattr(node, each.name)
+        if is_dataclass(each.default) and "spec" not in each.metadata:
+            yield from _places(each.name, value)
+        else:
+            yield Place(group, each.name, value, each.metadata["spec"])
+
+
+PLACES: tuple[Place, ...] = tuple(_places("", Settings()))
+"""Every setting, in the order of the tree."""
