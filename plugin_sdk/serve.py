@@ -1,0 +1,205 @@
+"""The life of a plugin process: read the control line, dial, shake hands, serve, stop.
+
+The process ends by itself when its host goes away: it has nothing to do without one, and the host
+starts a fresh one. Exit codes: 0 after a stop, 1 a wrong plugin or configuration, 3 host gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from grpc.aio import EOF  # type: ignore[attr-defined]
+
+from plugin_sdk.dispatch import Dispatcher, ProtocolError
+from plugin_sdk.errors import ConfigError, PluginDefinitionError
+from plugin_sdk.host import Host
+from plugin_sdk.log import Log
+from plugin_sdk.plugin import Plugin, bind_config, build, find_plugin
+from plugin_sdk.transport import CHANNEL_OPTIONS, GrpcTransport, open_stream
+from plugin_sdk.version import VERSION
+from plugin_sdk.watchdog import Watchdog
+from plugin_sdk.wire.v1 import plugin_pb2
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+CREDIT_CALLS = 4096
+CREDIT_BYTES = 16 * 1024 * 1024
+EXIT_WRONG_PLUGIN = 1
+EXIT_HOST_GONE = 3
+_MAX_CONTROL_BYTES = 64 * 1024
+
+
+class HostGoneError(Exception):
+    """The stream ended without a stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What the host says over the inherited descriptor, as one line of JSON.
+
+    `token` is hexadecimal on the line; `protocol` is the newest number that the host speaks.
+    """
+
+    socket: str
+    token: bytes = field(repr=False)
+    protocol: int
+    plugin_dir: Path
+    data_dir: Path
+    main: str = "main.py"
+
+
+def read_control(descriptor: int) -> Control:
+    """Read the control line and close the descriptor. Raises ValueError naming what is wrong."""
+    with os.fdopen(descriptor, "rb", closefd=True) as stream:
+        line = stream.readline(_MAX_CONTROL_BYTES)
+    if not line.endswith(b"\n"):
+        raise ValueError("control line: expected one line of JSON, got its end")
+    raw = json.loads(line)
+    for name, kind in (("socket", str), ("token", str), ("plugin_dir", str), ("data_dir", str)):
+        if not isinstance(raw.get(name), kind):
+            raise ValueError(f"control line: {name}: expected a string")
+    return Control(
+        socket=raw["socket"],
+        token=bytes.fromhex(raw["token"]),
+        protocol=int(raw.get("protocol", PROTOCOL_MAX)),
+        plugin_dir=Path(raw["plugin_dir"]),
+        data_dir=Path(raw["data_dir"]),
+        main=str(raw.get("main", "main.py")),
+    )
+
+
+def load_plugin(plugin_dir: Path, main: str) -> type[Plugin]:
+    """Import the plugin's main file and find its class. Raises PluginDefinitionError."""
+    path = plugin_dir / main
+    if not path.is_file():
+        raise PluginDefinitionError(f"{path}: expected the plugin's main file, found none")
+    sys.path.insert(0, str(plugin_dir))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise PluginDefinitionError(f"{path}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return find_plugin(module)
+
+
+async def serve(control: Control, plugin_class: type[Plugin]) -> None:
+    """Serve until the host says stop. Raises HostGoneError, ProtocolError, ConfigError."""
+    channel = grpc.aio.insecure_channel(f"unix:{control.socket}", options=CHANNEL_OPTIONS)
+    stream = open_stream(channel)
+    try:
+        await _serve_stream(control, plugin_class, channel, stream)
+    except grpc.aio.AioRpcError as error:
+        raise HostGoneError(f"{error.code().name}: {error.details()}") from None
+    finally:
+        stream.cancel()
+        await channel.close(None)
+
+
+async def _serve_stream(
+    control: Control, plugin_class: type[Plugin], channel: Any, stream: Any
+) -> None:
+    welcome = await _shake_hands(control, plugin_class, stream)
+    loop = asyncio.get_running_loop()
+    log = Log()
+    plugin = build(
+        plugin_class,
+        host=Host(GrpcTransport(channel), loop),
+        log=log,
+        data_dir=control.data_dir,
+        binding=bind_config(plugin_class, welcome.config_json, welcome.config_number),
+    )
+    dispatcher = Dispatcher(plugin, loop, max_payload_bytes=welcome.max_payload_bytes)
+    await dispatcher.lifecycle("start")
+    watchdog = Watchdog(plugin, loop, log)
+    watchdog.start()
+    try:
+        credit = plugin_pb2.Credit(calls=CREDIT_CALLS, bytes=CREDIT_BYTES)
+        await stream.write(plugin_pb2.PluginFrame(credit=credit))
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(_read(stream, dispatcher))
+            await _write(stream, dispatcher)
+            reading.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        watchdog.stop()
+
+
+async def _shake_hands(
+    control: Control, plugin_class: type[Plugin], stream: Any
+) -> plugin_pb2.Welcome:
+    hello = plugin_pb2.Hello(
+        token=control.token,
+        protocol_min=PROTOCOL_MIN,
+        protocol_max=PROTOCOL_MAX,
+        sdk=f"python {VERSION}",
+        hooks=plugin_class.wire_hooks(),
+    )
+    await stream.write(plugin_pb2.PluginFrame(hello=hello))
+    frame = await stream.read()
+    if frame is EOF:
+        raise HostGoneError("the host closed the stream during the handshake")
+    welcome: plugin_pb2.Welcome = frame.welcome
+    if not frame.HasField("welcome") or not PROTOCOL_MIN <= welcome.protocol <= PROTOCOL_MAX:
+        raise ProtocolError(
+            f"expected a Welcome with protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, "
+            f"got {welcome.protocol}"
+        )
+    return welcome
+
+
+async def _read(stream: Any, dispatcher: Dispatcher) -> None:
+    read = stream.read
+    deliver = dispatcher.deliver
+    while True:
+        frame = await read()
+        if frame is EOF:
+            raise HostGoneError("the host closed the stream")
+        if not frame.HasField("calls"):
+            raise ProtocolError("expected calls after the handshake")
+        deliver(frame.calls)
+
+
+async def _write(stream: Any, dispatcher: Dispatcher) -> None:
+    next_frame = dispatcher.outbox.next_frame
+    write = stream.write
+    while (frame := await next_frame()) is not None:
+        await write(frame)
+    await stream.done_writing()
+
+
+def main(descriptor: int) -> int:
+    """Run the plugin named by the control line; returns the exit code."""
+    log = Log()
+    try:
+        control = read_control(descriptor)
+        plugin_class = load_plugin(control.plugin_dir, control.main)
+        _run(serve(control, plugin_class))
+    except (PluginDefinitionError, ConfigError, ValueError) as error:
+        log.error("plugin cannot start", reason=str(error))
+        return EXIT_WRONG_PLUGIN
+    except ProtocolError as error:
+        log.error("host speaks otherwise", reason=str(error))
+        return EXIT_WRONG_PLUGIN
+    except HostGoneError as error:
+        log.warning("host gone", reason=str(error))
+        return EXIT_HOST_GONE
+    return 0
+
+
+def _run(work: Any) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)
