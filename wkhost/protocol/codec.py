@@ -175,9 +175,8 @@ def decode_send(
             raise RemoteProtocolError(f"a SEND holds a string above {MAX_STRING_BYTES} bytes")
         payload: bytes | None = buf[pos:end]
         if cipher is not None and not setting & _NO_ENCRYPT:
-            payload = open_payload(
-                cipher, b"%d%b%b%d" % (client_seq, no, channel, channel_type), buf[pos:end], msg_key
-            )
+            sign_head = b"%d%b%b%d" % (client_seq, no, channel, channel_type)
+            payload = cipher.open(sign_head, buf[pos:end], msg_key)
         return Send(
             client_seq,
             no.decode(),
@@ -194,18 +193,6 @@ def decode_send(
         raise too_short(SEND) from e
     except UnicodeDecodeError as e:
         raise RemoteProtocolError(f"a string of a SEND is not UTF-8: {e.reason}") from e
-
-
-def open_payload(
-    cipher: PayloadCipher, sign_head: bytes, wire: bytes, msg_key: bytes
-) -> bytes | None:
-    """Verify and decrypt a wire payload; None if anything about it is wrong."""
-    if cipher.sign(sign_head + wire) != msg_key:
-        return None
-    try:
-        return cipher.decrypt(wire)
-    except ValueError:
-        return None
 
 
 def encode_recvack(packet: Recvack) -> bytes:
@@ -310,7 +297,7 @@ def decode_recv(
     payload: bytes | None = body.rest()
     if cipher is not None and not setting & _NO_ENCRYPT:
         parts = (message_id, message_seq, no, timestamp, from_uid, channel_id, channel_type)
-        payload = open_payload(cipher, b"%d%d%b%d%b%b%d" % parts, body.rest(), msg_key)
+        payload = cipher.open(b"%d%d%b%d%b%b%d" % parts, body.rest(), msg_key)
     if payload is None:
         raise RemoteProtocolError(f"RECV {message_id} does not match its msg_key")
     return Recv(

@@ -13,11 +13,10 @@ from typing import Final
 
 import msgspec
 
-from wkhost.errors import LocalProtocolError, ReasonCode, Refused, RemoteProtocolError
+from wkhost.errors import LocalProtocolError, ReasonCode, RemoteProtocolError
 from wkhost.protocol import codec, jsonrpc_answers
-from wkhost.protocol.crypto import BadKeyError, KeyPair, PayloadCipher, make_salt, parse_public_key
+from wkhost.protocol.crypto import KeyPair, PayloadCipher, make_salt
 from wkhost.protocol.framing import (
-    CONNECT,
     DEFAULT_MAX_FRAME_BYTES,
     DISCONNECT,
     LATEST_VERSION,
@@ -33,6 +32,13 @@ from wkhost.protocol.framing import (
     unknown_type,
 )
 from wkhost.protocol.jsonrpc_session import JsonRpcSession
+from wkhost.protocol.login import (
+    MAX_UNAUTHENTICATED_BYTES,
+    check_client_key,
+    check_identity,
+    cut_connect,
+    reason_name,
+)
 from wkhost.protocol.packets import (
     Connack,
     Connect,
@@ -46,15 +52,10 @@ from wkhost.protocol.packets import (
 )
 from wkhost.protocol.proxy import NO_HEADER, parse_proxy_header
 from wkhost.protocol.recv_frames import RecvFrames
-from wkhost.types import SYSTEM_DEVICE_ID, SYSTEM_UID
-
-MAX_UNAUTHENTICATED_BYTES: Final = 256 * 1024
-"""Most that is buffered for a connection whose login is not accepted yet."""
 
 EVENT_VERSION: Final = 5
 """Older clients stumble over EVENT frames, so they get none."""
 
-_UID_FORBIDDEN = frozenset("@#&")
 _SPACE = b" \t\r\n"
 _PING = Ping()
 _I64_MAX = 2**63 - 1
@@ -200,7 +201,11 @@ class ServerConnection:
             )
         if self.state is State.WAITING or not self._sniff():
             return []
-        connect = self._rpc.next_connect() if self._rpc is not None else self._first_frame()
+        connect = (
+            self._rpc.next_connect()
+            if self._rpc is not None
+            else cut_connect(self._pending, self._max_frame_bytes)
+        )
         if connect is None:
             return []
         self.state = State.WAITING
@@ -233,34 +238,13 @@ class ServerConnection:
         pending.clear()
         return True
 
-    def _first_frame(self) -> Connect | None:
-        pending = self._pending
-        if pending[0] >> 4 != CONNECT:
-            raise RemoteProtocolError("the first packet must be CONNECT")
-        header = decode_length(pending, 1, min(self._max_frame_bytes, MAX_UNAUTHENTICATED_BYTES))
-        if header is None:
-            return None
-        length, start = header
-        end = start + length
-        if len(pending) < end:
-            return None
-        connect = codec.decode_connect(bytes(pending[:end]), start, end)
-        del pending[:end]
-        return connect
-
     def _check_connect(self, connect: Connect) -> None:
         self.connect = connect
-        self.uid = uid = connect.uid
+        self.uid = connect.uid
         self.version = effective_version(connect.version)
-        if not uid.strip() or not _UID_FORBIDDEN.isdisjoint(uid):
-            raise RemoteProtocolError("CONNECT: uid is blank or holds one of @ # &")
-        if uid == SYSTEM_UID or connect.device_id == SYSTEM_DEVICE_ID:
-            raise Refused(ReasonCode.AUTH_FAIL, "this uid or device_id is the system's own")
+        check_identity(connect)
         if self._encryption and self.form is Form.BINARY:
-            try:
-                self._client_key = parse_public_key(connect.client_key)
-            except BadKeyError as e:
-                raise Refused(ReasonCode.CLIENT_KEY_IS_EMPTY, f"client_key: {e}") from e
+            self._client_key = check_client_key(connect)
 
     def _decode_frames(self, buf: bytes) -> list[Packet]:
         """Decode the whole frames of `buf` and keep the rest."""
@@ -370,7 +354,7 @@ class ServerConnection:
         """Refuse the login for good: CONNACK with empty keys, or a JSON-RPC error. Then close."""
         self._decide(State.CLOSED)
         if self._rpc is not None:
-            return self._rpc.refuse(reason_code, text or _reason_name(reason_code))
+            return self._rpc.refuse(reason_code, text or reason_name(reason_code))
         connack = Connack(reason_code, server_version=self.version, node_id=self._node_id)
         return codec.encode_connack(connack, self.version)
 
@@ -419,10 +403,3 @@ class ServerConnection:
         if self._rpc is None:
             return codec.encode_event(event)
         return jsonrpc_answers.encode_event(event)
-
-
-def _reason_name(reason_code: int) -> str:
-    try:
-        return ReasonCode(reason_code).name.lower().replace("_", " ")
-    except ValueError:
-        return f"reason {reason_code}"

@@ -153,3 +153,12 @@ class PayloadCipher:
         if not 0 < count <= BLOCK_BYTES or not plain.endswith(PADDING[count]):
             raise ValueError("the payload has wrong padding")
         return plain[16:-count]
+
+    def open(self, sign_head: bytes, wire: bytes, msg_key: bytes) -> bytes | None:
+        """Verify and decrypt `wire`, signed behind `sign_head`; None if anything is wrong."""
+        if self.sign(sign_head + wire) != msg_key:
+            return None
+        try:
+            return self.decrypt(wire)
+        except ValueError:
+            return None

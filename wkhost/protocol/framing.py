@@ -131,3 +131,22 @@ def decode_utf8(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as e:
         raise RemoteProtocolError(f"a string is not UTF-8: {e.reason}") from e
+
+
+def next_frame(buf: bytes, pos: int, max_frame_bytes: int) -> tuple[int, int] | None:
+    """Bounds of the body of the frame at `pos`: (start, end), None if it is incomplete.
+
+    The next frame begins at `end`. Raises RemoteProtocolError for unknown types and wrong lengths.
+    """
+    if pos >= len(buf):
+        return None
+    kind = buf[pos] >> 4
+    if kind in (PING, PONG):
+        return pos + 1, pos + 1
+    if not CONNECT <= kind <= EVENT:
+        raise unknown_type(kind)
+    header = decode_length(buf, pos + 1, max_frame_bytes)
+    if header is None or header[0] + header[1] > len(buf):
+        return None
+    length, start = header
+    return start, start + length

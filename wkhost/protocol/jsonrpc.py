@@ -10,13 +10,23 @@ from __future__ import annotations
 from binascii import Error as Base64Error
 from binascii import a2b_base64, hexlify
 from os import urandom
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from wkhost.errors import RemoteProtocolError
 from wkhost.protocol.framing import LATEST_VERSION
+from wkhost.protocol.jsonrpc_shapes import (
+    TOPIC,
+    ConnectParams,
+    DisconnectParams,
+    RecvackParams,
+    SendParams,
+    SubscribeParams,
+    flags_of,
+    setting_of,
+)
 from wkhost.protocol.packets import (
     Connect,
     Disconnect,
@@ -26,7 +36,7 @@ from wkhost.protocol.packets import (
     Send,
     Sub,
 )
-from wkhost.types import MAX_STRING_BYTES, Flags, Setting
+from wkhost.types import MAX_STRING_BYTES
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -36,9 +46,6 @@ INVALID_PARAMS = -32602
 MAX_ID_BYTES = 256
 """Longest request id, as JSON text."""
 
-U8 = Annotated[int, Meta(ge=0, le=0xFF)]
-U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
-I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 T = TypeVar("T")
 
 
@@ -52,22 +59,6 @@ class RpcError(Exception):
         self.id = id
 
 
-class Header(Struct, rename="camel", omit_defaults=True):
-    """The header flags as an object; false members are left out."""
-
-    no_persist: bool | None = False
-    red_dot: bool | None = False
-    sync_once: bool | None = False
-    dup: bool | None = False
-
-
-class SettingObject(Struct, omit_defaults=True):
-    receipt: bool | None = False
-    signal: bool | None = False
-    stream: bool | None = False
-    topic: bool | None = False
-
-
 class _Envelope(Struct):
     jsonrpc: Raw | UnsetType = UNSET
     method: Raw | UnsetType = UNSET
@@ -75,61 +66,14 @@ class _Envelope(Struct):
     params: Raw | UnsetType = UNSET
 
 
-class _ConnectParams(Struct, rename="camel"):
-    uid: str
-    token: str | None = None
-    device_id: str | None = None
-    device_flag: U8 | None = None
-    client_timestamp: I64 | None = None
-    version: U8 | None = None
-    client_key: str | None = None
-
-
-class _SendParams(Struct, rename="camel"):
-    channel_id: str
-    channel_type: U8
-    payload: Raw
-    client_msg_no: str | None = None
-    header: Header | None = None
-    setting: SettingObject | None = None
-    expire: U32 | None = None
-    stream_no: str | None = None
-    topic: str | None = None
-
-
-class _RecvackParams(Struct, rename="camel"):
-    message_id: str | I64
-    message_seq: U32 | None = None
-    header: Header | None = None
-
-
-class _DisconnectParams(Struct, rename="camel"):
-    reason_code: U8 | None = None
-    reason: str | None = None
-
-
-class _SubscribeParams(Struct, rename="camel"):
-    channel_id: str
-    channel_type: U8
-    sub_no: str | None = None
-    param: str | None = None
-
-
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_value = msgspec.json.Decoder().decode
-_connect_params = msgspec.json.Decoder(_ConnectParams)
-_send_params = msgspec.json.Decoder(_SendParams)
-_recvack_params = msgspec.json.Decoder(_RecvackParams)
-_disconnect_params = msgspec.json.Decoder(_DisconnectParams)
-_subscribe_params = msgspec.json.Decoder(_SubscribeParams)
+_connect_params = msgspec.json.Decoder(ConnectParams)
+_send_params = msgspec.json.Decoder(SendParams)
+_recvack_params = msgspec.json.Decoder(RecvackParams)
+_disconnect_params = msgspec.json.Decoder(DisconnectParams)
+_subscribe_params = msgspec.json.Decoder(SubscribeParams)
 _encode = msgspec.json.Encoder().encode
-
-NO_PERSIST, RED_DOT, SYNC_ONCE, DUP = (
-    int(f) for f in (Flags.NO_PERSIST, Flags.RED_DOT, Flags.SYNC_ONCE, Flags.DUP)
-)
-RECEIPT, SIGNAL, STREAM, TOPIC = (
-    int(s) for s in (Setting.RECEIPT, Setting.SIGNAL, Setting.STREAM, Setting.TOPIC)
-)
 
 
 class Request(Struct):
@@ -220,22 +164,14 @@ def decode_connect(request: Request) -> Connect:
 def decode_send(request: Request, client_seq: int) -> Send:
     """`client_seq` does not exist in this form: the connection gives its own."""
     p = _params(_send_params, request)
-    setting = p.setting
-    bits = TOPIC if p.topic else 0
-    if setting is not None:
-        bits |= (
-            (RECEIPT if setting.receipt else 0)
-            | (SIGNAL if setting.signal else 0)
-            | (STREAM if setting.stream else 0)
-            | (TOPIC if setting.topic else 0)
-        )
+    bits = setting_of(p.setting) | (TOPIC if p.topic else 0)
     return Send(
         client_seq=client_seq,
         client_msg_no=p.client_msg_no or hexlify(urandom(16)).decode() + "0",
         channel_id=p.channel_id,
         channel_type=p.channel_type,
         payload=_payload(p.payload, request.id),
-        flags=_flags(p.header),
+        flags=flags_of(p.header),
         setting=bits,
         expire=p.expire or 0,
         topic=p.topic or "",
@@ -254,17 +190,6 @@ def _payload(raw: Raw, id_text: bytes) -> bytes:
     except (msgspec.DecodeError, RecursionError, Base64Error) as e:
         raise RpcError(INVALID_PARAMS, f"params: payload: {e}", id_text) from e
     raise RpcError(INVALID_PARAMS, "params: payload: expected base64 text or an object", id_text)
-
-
-def _flags(header: Header | None) -> int:
-    if header is None:
-        return 0
-    return (
-        (NO_PERSIST if header.no_persist else 0)
-        | (RED_DOT if header.red_dot else 0)
-        | (SYNC_ONCE if header.sync_once else 0)
-        | (DUP if header.dup else 0)
-    )
 
 
 def decode_request(request: Request, client_seq: int) -> Packet:
@@ -299,4 +224,4 @@ def _decode_recvack(request: Request) -> Recvack:
         message_id = int(message_id)
         if not -(2**63) <= message_id < 2**63:
             raise RpcError(INVALID_PARAMS, "params: messageId: expected 64 bits", request.id)
-    return Recvack(message_id, p.message_seq or 0, _flags(p.header))
+    return Recvack(message_id, p.message_seq or 0, flags_of(p.header))

@@ -9,87 +9,31 @@ from __future__ import annotations
 from binascii import b2a_base64
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET
 
 from wkhost.errors import LocalProtocolError
-from wkhost.protocol.jsonrpc import (
-    DUP,
-    NO_PERSIST,
-    RECEIPT,
-    RED_DOT,
-    SIGNAL,
-    STREAM,
-    SYNC_ONCE,
-    TOPIC,
-    Header,
-    SettingObject,
+from wkhost.protocol.jsonrpc_shapes import (
+    SETTING_BITS,
+    ConnectResult,
+    DisconnectNote,
+    ErrorObject,
+    EventParams,
+    RecvParams,
+    SendResult,
+    SubscribeResult,
+    header_object,
+    setting_object,
 )
 from wkhost.protocol.packets import Connack, Disconnect, Event, Recv, Sendack, Suback
 
-_encode = msgspec.json.Encoder().encode
-
-_HEADERS = [
-    Header(bool(f & NO_PERSIST), bool(f & RED_DOT), bool(f & SYNC_ONCE), bool(f & DUP))
-    for f in range(16)
-]
+_encoder = msgspec.json.Encoder()
 
 
-class _ConnectResult(Struct, rename="camel"):
-    header: dict[str, bool]
-    server_version: int
-    server_key: str
-    salt: str
-    time_diff: int
-    reason_code: int
-    node_id: int
-
-
-class _SendResult(Struct, rename="camel"):
-    header: Header
-    message_id: str
-    message_seq: int
-    reason_code: int
-    reason: str | UnsetType = UNSET
-
-
-class _RecvParams(Struct, rename="camel"):
-    header: Header
-    message_id: str
-    message_seq: int
-    client_msg_no: str
-    timestamp: int
-    channel_id: str
-    channel_type: int
-    from_uid: str
-    payload: str
-    setting: SettingObject | UnsetType = UNSET
-    expire: int | UnsetType = UNSET
-    topic: str | UnsetType = UNSET
-
-
-class _SubscribeResult(Struct, rename="camel"):
-    sub_no: str
-    channel_id: str
-    channel_type: int
-    action: int
-    reason_code: int
-
-
-class _DisconnectNote(Struct, rename="camel"):
-    reason_code: int
-    reason: str
-
-
-class _EventParams(Struct):
-    id: str
-    type: str
-    timestamp: int
-    data: str
-
-
-class _Error(Struct):
-    code: int
-    message: str
+def _encode(value: object) -> bytes:
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError as e:
+        raise LocalProtocolError(f"a string is not encodable as UTF-8: {e.reason}") from e
 
 
 def answer(id_text: bytes, result: object) -> bytes:
@@ -101,7 +45,7 @@ def answer(id_text: bytes, result: object) -> bytes:
 
 def error(id_text: bytes, code: int, message: str) -> bytes:
     """An error answer; without an id it is null, as the standard has it."""
-    body = _encode(_Error(code, message))
+    body = _encode(ErrorObject(code, message))
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_text or b"null", body)
 
 
@@ -114,7 +58,7 @@ def encode_connack(packet: Connack, id_text: bytes) -> bytes:
     """A success; refusals are `error`."""
     return answer(
         id_text,
-        _ConnectResult(
+        ConnectResult(
             {},
             packet.server_version,
             packet.server_key,
@@ -130,8 +74,8 @@ def encode_sendack(packet: Sendack, id_text: bytes) -> bytes:
     """Always a `result`, for refused messages too: clients look at reasonCode."""
     return answer(
         id_text,
-        _SendResult(
-            _HEADERS[packet.flags & 15],
+        SendResult(
+            header_object(packet.flags),
             str(packet.message_id),
             packet.message_seq,
             packet.reason_code,
@@ -143,7 +87,7 @@ def encode_sendack(packet: Sendack, id_text: bytes) -> bytes:
 def encode_suback(packet: Suback, id_text: bytes) -> bytes:
     return answer(
         id_text,
-        _SubscribeResult(
+        SubscribeResult(
             packet.sub_no,
             packet.channel_id,
             packet.channel_type,
@@ -155,17 +99,10 @@ def encode_suback(packet: Suback, id_text: bytes) -> bytes:
 
 def encode_recv(packet: Recv) -> bytes:
     """The header object is always there; ids are decimal strings, the payload base64."""
-    setting = packet.setting
-    flags = SettingObject(
-        bool(setting & RECEIPT),
-        bool(setting & SIGNAL),
-        bool(setting & STREAM),
-        bool(setting & TOPIC),
-    )
     return _notification(
         b"recv",
-        _RecvParams(
-            _HEADERS[packet.flags & 15],
+        RecvParams(
+            header_object(packet.flags),
             str(packet.message_id),
             packet.message_seq,
             packet.client_msg_no,
@@ -174,7 +111,7 @@ def encode_recv(packet: Recv) -> bytes:
             packet.channel_type,
             packet.from_uid,
             b2a_base64(packet.payload, newline=False).decode(),
-            flags if setting & (RECEIPT | SIGNAL | STREAM | TOPIC) else UNSET,
+            setting_object(packet.setting) if packet.setting & SETTING_BITS else UNSET,
             packet.expire or UNSET,
             packet.topic or UNSET,
         ),
@@ -182,7 +119,7 @@ def encode_recv(packet: Recv) -> bytes:
 
 
 def encode_disconnect(packet: Disconnect) -> bytes:
-    return _notification(b"disconnect", _DisconnectNote(packet.reason_code, packet.reason))
+    return _notification(b"disconnect", DisconnectNote(packet.reason_code, packet.reason))
 
 
 def encode_event(packet: Event) -> bytes:
@@ -193,4 +130,4 @@ def encode_event(packet: Event) -> bytes:
         data = packet.data.decode()
     except UnicodeDecodeError as e:
         raise LocalProtocolError(f"event: data is not UTF-8: {e.reason}") from e
-    return _notification(b"event", _EventParams(packet.id, packet.type, packet.timestamp, data))
+    return _notification(b"event", EventParams(packet.id, packet.type, packet.timestamp, data))
