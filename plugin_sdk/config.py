@@ -47,8 +47,7 @@ def _name(value: Any) -> str:
 
 
 def _dataclass(schema: type, raw: Mapping[str, Any], path: str) -> Any:
-    if not is_dataclass(schema):
-        raise ConfigError(f"{path}: the schema {schema.__name__} is no dataclass")
+    assert is_dataclass(schema)
     hints = get_type_hints(schema)
     known = {item.name: item for item in fields(schema) if item.init}
     for key in raw:

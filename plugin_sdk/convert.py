@@ -137,6 +137,28 @@ def failed(call_id: int, detail: str) -> plugin_pb2.Verdict:
     return wire
 
 
+def answer(wire: plugin_pb2.Verdict) -> Any:
+    """Decode a verdict, as the harness shows it; a failure is its detail as a string."""
+    kind = wire.WhichOneof("answer")
+    if kind == "replace":
+        return Replace(wire.replace.payload)
+    if kind == "refuse":
+        return Refuse(wire.refuse.code, wire.refuse.text)
+    if kind == "channel":
+        return _get_fields(wire.channel, ChannelAnswer)
+    if kind == "user":
+        return _get_fields(wire.user, UserAnswer)
+    if kind == "webhook":
+        names = {number: name for name, number in _ACTIONS.items()}
+        return WebhookAnswer(names[wire.webhook.action], wire.webhook.data_json)
+    return wire.failed.detail
+
+
+def _get_fields(wire: Any, kind: Any) -> Any:
+    values = {field.name: value for field, value in wire.ListFields()}
+    return kind(**values)
+
+
 def send_request(
     *,
     channel_id: str,

@@ -186,6 +186,7 @@ class Dispatcher:
     def _deliver_stop(self, call: Any) -> None:
         task = self._loop.create_task(self._stop(call))
         self._runners.add(task)
+        task.add_done_callback(self._runners.discard)
 
     def _not_implemented(self, name: str, calls: Any) -> None:
         for call in calls:

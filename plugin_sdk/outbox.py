@@ -23,7 +23,7 @@ class Outbox:
         self._verdicts: list[plugin_pb2.Verdict] = []
         self._verdict_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._closed = False
+        self.closed = False
 
     def go_on(self, call_id: int) -> None:
         self.continued.append(call_id)
@@ -36,7 +36,7 @@ class Outbox:
 
     def close(self) -> None:
         """Let `next_frame` end once everything is out."""
-        self._closed = True
+        self.closed = True
         self.wake()
 
     def wake(self) -> None:
@@ -50,7 +50,7 @@ class Outbox:
             frame = self.take()
             if frame is not None:
                 return frame
-            if self._closed:
+            if self.closed:
                 return None
             self._waiter = self._loop.create_future()
             await self._waiter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar, overload
@@ -107,6 +107,8 @@ class Plugin:
                     f"{cls.__name__}.{name} is named like a hook; mark it with @hook or rename it"
                 )
         cls.hooks = marks
+        if cls.Config is not None and not is_dataclass(cls.Config):
+            raise PluginDefinitionError(f"{cls.__name__}.Config: expected a dataclass")
 
     @property
     def config(self) -> Any:

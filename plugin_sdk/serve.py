@@ -32,6 +32,7 @@ PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 CREDIT_CALLS = 4096
 CREDIT_BYTES = 16 * 1024 * 1024
+LAST_ANSWER_S = 1.0
 EXIT_WRONG_PLUGIN = 1
 EXIT_HOST_GONE = 3
 _MAX_CONTROL_BYTES = 64 * 1024
@@ -127,6 +128,8 @@ async def _serve_stream(
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(_read(stream, dispatcher))
             await _write(stream, dispatcher)
+            # The host ends the stream once it has the last answer; not waiting could lose it.
+            await asyncio.wait([reading], timeout=LAST_ANSWER_S)
             reading.cancel()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -161,8 +164,15 @@ async def _read(stream: Any, dispatcher: Dispatcher) -> None:
     read = stream.read
     deliver = dispatcher.deliver
     while True:
-        frame = await read()
+        try:
+            frame = await read()
+        except grpc.aio.AioRpcError:
+            if dispatcher.outbox.closed:
+                return
+            raise
         if frame is EOF:
+            if dispatcher.outbox.closed:
+                return
             raise HostGoneError("the host closed the stream")
         if not frame.HasField("calls"):
             raise ProtocolError("expected calls after the handshake")
