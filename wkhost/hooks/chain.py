@@ -36,6 +36,8 @@ class Step(msgspec.Struct, frozen=True):
     policy: Policy
     matches: Callable[[Message], bool] | None = None
     hold_s: float = 2.0
+    login_policy: Policy = Policy.CLOSED
+    """Policy of `user_get` where the call decides a login."""
 
 
 class Chain(msgspec.Struct, frozen=True):

@@ -1,0 +1,83 @@
+"""Who belongs to a channel, read from the store in slices and kept while it does not change."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+from wkhost.store.keys import MemberKind
+from wkhost.store.records import Member
+
+SLICE = 256
+"""Rows read in one synchronous stretch."""
+KEPT_UIDS_MAX = 2_000_000
+"""Uids kept over all channels; the channels used longest ago go first."""
+
+
+class MemberReader(Protocol):
+    """The store's read that member lists need."""
+
+    def list_members(
+        self, kind: MemberKind, channel_id: str, channel_type: int, after_uid: str, limit: int
+    ) -> Sequence[Member]: ...
+
+
+class Loading:
+    """A list that is being read; `done` once `uids` is complete."""
+
+    __slots__ = ("channel", "done", "uids", "version")
+
+    def __init__(self, channel: tuple[str, int], version: int) -> None:
+        self.channel = channel
+        self.version = version
+        self.uids: list[str] = []
+        self.done = False
+
+
+class MemberLists:
+    """Subscribers per channel. `changed` must be called when a list was changed."""
+
+    def __init__(self, store: MemberReader) -> None:
+        self._store = store
+        self._kept: OrderedDict[tuple[str, int], list[str]] = OrderedDict()
+        self._kept_uids = 0
+        self._version = 0
+
+    def subscribers(self, channel_id: str, channel_type: int) -> list[str] | Loading:
+        """Return the subscribers, or what must be read on with `load`."""
+        channel = (channel_id, channel_type)
+        kept = self._kept.get(channel)
+        if kept is not None:
+            self._kept.move_to_end(channel)
+            return kept
+        loading = Loading(channel, self._version)
+        self.load(loading)
+        return loading.uids if loading.done else loading
+
+    def load(self, loading: Loading) -> None:
+        """Read one more slice. Raises: StoreError."""
+        channel_id, channel_type = loading.channel
+        after = loading.uids[-1] if loading.uids else ""
+        rows = self._store.list_members(
+            MemberKind.SUBSCRIBER, channel_id, channel_type, after, SLICE
+        )
+        loading.uids += [row.uid for row in rows]
+        if len(rows) < SLICE:
+            loading.done = True
+            if loading.version == self._version:
+                self._keep(loading.channel, loading.uids)
+
+    def changed(self, channel_id: str, channel_type: int) -> None:
+        """Forget a channel's list; lists being read now are not kept."""
+        self._version += 1
+        old = self._kept.pop((channel_id, channel_type), None)
+        if old is not None:
+            self._kept_uids -= len(old)
+
+    def _keep(self, channel: tuple[str, int], uids: list[str]) -> None:
+        self._kept[channel] = uids
+        self._kept_uids += len(uids)
+        while self._kept_uids > KEPT_UIDS_MAX and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_uids -= len(oldest)

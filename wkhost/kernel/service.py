@@ -1,0 +1,189 @@
+"""Everything that may be asked of a running kernel, whichever door the question came through.
+
+The link (HTTP workers, CLI) and the plugin host ask here; requests and answers are the structs of
+`wkhost.link.contract`. Errors become `Error` answers in one place, `handle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+from uuid import uuid4
+
+import structlog
+import trio
+
+from wkhost.addressing import canonical_id
+from wkhost.errors import StoreError, WkhostError
+from wkhost.kernel.directory import Directory
+from wkhost.kernel.history import sync_messages
+from wkhost.kernel.send import SendPath
+from wkhost.link import contract as c
+from wkhost.store.store import Store
+
+log = structlog.get_logger(__name__)
+
+_OPERATOR_ONLY = (c.InstallPlugin, c.PluginAction, c.GetPluginLogs)
+_NEWEST = (1 << 64) - 1
+
+
+class PluginManager(Protocol):
+    """What the plugin host answers; wired in by the composition root."""
+
+    async def install(self, request: c.InstallPlugin) -> c.PluginStatus: ...
+
+    async def act(self, request: c.PluginAction) -> c.PluginStatus: ...
+
+    def list(self) -> c.PluginList: ...
+
+    def info(self, no: str) -> c.PluginStatus: ...
+
+    def logs(self, request: c.GetPluginLogs) -> c.PluginLogs: ...
+
+    def order(self) -> c.PluginOrder: ...
+
+
+class Service:
+    """Answers requests. `statistics` gives the counters of every part."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        send_path: SendPath,
+        directory: Directory,
+        healthy: Callable[[], str],
+        statistics: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._store = store
+        self._send_path = send_path
+        self._directory = directory
+        self._healthy = healthy
+        self._statistics = statistics
+        self.plugins: PluginManager | None = None
+        self._handlers: dict[type, Callable[[Any], Awaitable[c.Response]]] = {
+            c.SendMessage: self.send,
+            c.SyncMessages: self._sync_messages,
+            c.GetMaxMessageSeq: self._max_message_seq,
+            c.SetUserToken: directory.set_user_token,
+            c.AddSystemUids: _done(directory.add_system_uids),
+            c.SetChannel: _done(directory.set_channel),
+            c.AddSubscribers: _done(directory.add_subscribers),
+            c.RemoveSubscribers: _done(directory.remove_subscribers),
+            c.AddToDenylist: _done(directory.add_to_denylist),
+            c.AddToAllowlist: _done(directory.add_to_allowlist),
+            c.GetHealth: self._health,
+            c.GetStatistics: self._get_statistics,
+            c.InstallPlugin: self._install_plugin,
+            c.PluginAction: self._plugin_action,
+            c.ListPlugins: self._list_plugins,
+            c.GetPlugin: self._get_plugin,
+            c.GetPluginLogs: self._plugin_logs,
+            c.GetPluginOrder: self._plugin_order,
+        }
+
+    async def handle(self, request: c.Request, role: str) -> c.Response:
+        """Answer one request. Never raises but for cancellation."""
+        if role != c.OPERATOR and isinstance(request, _OPERATOR_ONLY):
+            return c.Error(c.ErrorKind.FORBIDDEN, f"{type(request).__name__}: operators only")
+        try:
+            return await self._handlers[type(request)](request)
+        except StoreError as error:
+            return c.Error(c.ErrorKind.UNAVAILABLE, str(error))
+        except WkhostError as error:
+            return c.Error(c.ErrorKind.INVALID, str(error))
+        except Exception:
+            log.exception("request_failed", request=type(request).__name__)
+            return c.Error(c.ErrorKind.INTERNAL, "the server failed to answer; see its log")
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def send_nowait(
+        self,
+        request: c.SendMessage,
+        done: Callable[[c.Sent], None],
+        *,
+        door: str = "http",
+        hop: int = 0,
+    ) -> None:
+        """Send through the whole chain; `done` is called once the fate is known, maybe at once."""
+        if not request.client_msg_no:
+            request.client_msg_no = uuid4().hex + "0"
+        client_msg_no = request.client_msg_no
+
+        def answered(message_id: int, message_seq: int, reason_code: int, text: str) -> None:
+            done(c.Sent(message_id, message_seq, client_msg_no, reason_code, text))
+
+        self._send_path.admit_request(request, door=door, done=answered, hop=hop)
+        self._send_path.queue_acks()
+
+    async def send(self, request: c.SendMessage, *, door: str = "http", hop: int = 0) -> c.Sent:
+        """Send through the whole chain and wait for the fate of the message.
+
+        Cancellation: the message goes on.
+        """
+        event = trio.Event()
+        result: list[c.Sent] = []
+
+        def done(sent: c.Sent) -> None:
+            result.append(sent)
+            event.set()
+
+        self.send_nowait(request, done, door=door, hop=hop)
+        await event.wait()
+        return result[0]
+
+    async def _sync_messages(self, request: c.SyncMessages) -> c.MessagePage:
+        return await sync_messages(self._store, request)
+
+    async def _max_message_seq(self, request: c.GetMaxMessageSeq) -> c.MaxMessageSeq:
+        channel_id = request.channel_id
+        if request.login_uid:
+            channel_id = canonical_id(request.login_uid, channel_id, request.channel_type)
+        newest = self._store.read_messages(
+            channel_id, request.channel_type, 1, _NEWEST, 1, newest_first=True
+        )
+        return c.MaxMessageSeq(newest[-1].message_seq if newest else 0)
+
+    # --- server ---------------------------------------------------------------------------------
+
+    async def _health(self, request: c.GetHealth) -> c.Health:
+        problem = self._healthy()
+        return c.Health(not problem, problem)
+
+    async def _get_statistics(self, request: c.GetStatistics) -> c.Statistics:
+        return c.Statistics(self._statistics())
+
+    # --- plugins --------------------------------------------------------------------------------
+
+    @property
+    def _plugins(self) -> PluginManager:
+        if self.plugins is None:
+            raise WkhostError("plugins are switched off (plugin.on is false)")
+        return self.plugins
+
+    async def _install_plugin(self, request: c.InstallPlugin) -> c.PluginStatus:
+        return await self._plugins.install(request)
+
+    async def _plugin_action(self, request: c.PluginAction) -> c.PluginStatus:
+        return await self._plugins.act(request)
+
+    async def _list_plugins(self, request: c.ListPlugins) -> c.PluginList:
+        return self._plugins.list()
+
+    async def _get_plugin(self, request: c.GetPlugin) -> c.PluginStatus:
+        return self._plugins.info(request.no)
+
+    async def _plugin_logs(self, request: c.GetPluginLogs) -> c.PluginLogs:
+        return self._plugins.logs(request)
+
+    async def _plugin_order(self, request: c.GetPluginOrder) -> c.PluginOrder:
+        return self._plugins.order()
+
+
+def _done(change: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[c.Response]]:
+    async def handler(request: Any) -> c.Response:
+        await change(request)
+        return c.Done()
+
+    return handler
