@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generate the committed stubs from the .proto files. Needs: pip install '.[stubs]'
+# Generate the committed stubs from the .proto files. Needs: pip install '.[test]'
 # Usage: proto/generate.sh [OUTPUT_ROOT]   (default: the repository; tests give another folder)
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)

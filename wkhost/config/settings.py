@@ -181,16 +181,16 @@ class Logger:
 @dataclass(frozen=True, slots=True)
 class Db:
     mem_table_bytes: int = setting(
-        "db.memTableSize", 64 << 20, SIZE, "Memory for rows not yet written to a sorted file."
+        "db.memTableSize", 16 << 20, SIZE, "One table's buffer is written out at this size."
     )
     block_cache_bytes: int = setting(
-        "db.blockCacheSize", 256 << 20, SIZE, "Memory for blocks read from sorted files."
+        "db.blockCacheSize", 64 << 20, SIZE, "Memory for blocks, indexes and filters of files."
     )
     write_buffer_bytes: int = setting(
-        "db.writeBufferSize", 32 << 20, SIZE, "Size at which one buffer of rows is written out."
+        "db.writeBufferSize", 64 << 20, SIZE, "All buffers together are written out at this size."
     )
     max_open_files: int = setting(
-        "db.maxOpenFiles", 1000, number(16, 1_000_000), "Most files the store keeps open."
+        "db.maxOpenFiles", 1000, number(16, 1_000_000), "Table files kept open."
     )
 
 
@@ -204,17 +204,6 @@ class CustomerService:
     )
     visitors_suffix: str = setting(
         "customerService.visitorsSuffix", "___vstr", TEXT, "Ending that marks a visitor's uid."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    create_if_no_exist: bool = setting(
-        "channel.createIfNoExist",
-        True,
-        BOOLEAN,
-        "Create a missing channel when subscribers are added to it.",
-        used=False,
     )
 
 
@@ -242,10 +231,13 @@ class Limits:
     """Bounds that keep one peer from harming the others; these keys are our own."""
 
     frame_bytes: int = setting(
-        "limits.frame", 1 << 20, SIZE, "Largest body of one binary frame; more closes the socket."
+        "limits.frame", 1 << 20, SIZE, "Largest body of one frame; more closes the connection."
     )
     payload_bytes: int = setting(
-        "limits.payload", 32767, SIZE, "Largest payload of a message sent over HTTP or by a plugin."
+        "limits.payload", 512 << 10, SIZE, "Largest payload of one message, at every door."
+    )
+    http_body_bytes: int = setting(
+        "limits.httpBody", 10 << 20, SIZE, "Largest body of a request to the business API."
     )
     outbox_bytes: int = setting(
         "limits.outbox",
@@ -254,19 +246,43 @@ class Limits:
         "Output that may wait for one connection before it counts as too slow.",
     )
     connections: int = setting(
-        "limits.connections",
-        200_000,
-        number(1, 10_000_000),
-        "Most open client connections; more are closed at once.",
+        "limits.connections", 0, number(1, 10_000_000), "Most open client connections; 0: no limit."
     )
-    sends_per_second: int = setting(
-        "limits.sendsPerSecond",
+    connections_per_address: int = setting(
+        "limits.connectionsPerAddress",
+        0,
+        number(1, 10_000_000),
+        "Most open client connections from one address; 0: no limit.",
+    )
+    frames_per_second: int = setting(
+        "limits.framesPerSecond",
         0,
         number(1, 1_000_000),
-        "Messages a second from one connection before it gets reason 22; 0 is without limit.",
+        "Frames read per second from one connection, more wait; 0: no limit.",
     )
-    http_body_bytes: int = setting(
-        "limits.httpBody", 10 << 20, SIZE, "Largest body of a request to the business API."
+    bytes_per_second: int = setting(
+        "limits.bytesPerSecond",
+        0,
+        SIZE,
+        "Bytes read per second from one connection, more wait; 0: no limit.",
+    )
+    inflight_bytes: int = setting(
+        "limits.inflight",
+        64 << 20,
+        SIZE,
+        "Payloads between admission and delivery, of all senders; more get reason 22.",
+    )
+    inflight_per_connection_bytes: int = setting(
+        "limits.inflightPerConnection",
+        4 << 20,
+        SIZE,
+        "Payloads between admission and delivery, of one connection; more get reason 22.",
+    )
+    lane_bytes: int = setting(
+        "limits.lane",
+        4 << 20,
+        SIZE,
+        "Payloads that may wait for verdicts, of one sender in one channel; more get reason 22.",
     )
 
 
@@ -345,19 +361,18 @@ class Settings:
     logger: Logger = Logger()
     db: Db = Db()
     customer_service: CustomerService = CustomerService()
-    channel: Channel = Channel()
     message_retry: MessageRetry = MessageRetry()
     limits: Limits = Limits()
 
     @property
     def data_path(self) -> Path:
-        """Folder of the message store."""
-        return self.data_dir or self.root_dir / "data"
+        """Folder of the message store, absolute."""
+        return (self.data_dir or self.root_dir / "data").absolute()
 
     @property
     def plugin_path(self) -> Path:
-        """Folder of the installed plugins."""
-        return self.plugin.dir or self.root_dir / "plugins"
+        """Folder of the installed plugins, absolute."""
+        return (self.plugin.dir or self.root_dir / "plugins").absolute()
 
     @property
     def debug(self) -> bool:

@@ -50,8 +50,8 @@ def test_without_any_source_the_documented_defaults_hold() -> None:
     assert str(settings.ws_addr) == "ws://0.0.0.0:5200"
     assert settings.wss_addr is None
     assert str(settings.http_addr) == "0.0.0.0:5001"
-    assert settings.data_path == Path("wkhost-data/data")
-    assert settings.plugin_path == Path("wkhost-data/plugins")
+    assert settings.data_path == Path("wkhost-data/data").absolute()
+    assert settings.plugin_path == Path("wkhost-data/plugins").absolute()
     assert (settings.connect_timeout_s, settings.conn_idle_time_s) == (30.0, 180.0)
     assert settings.whitelist_off_of_person
     assert settings.plugin.use is None

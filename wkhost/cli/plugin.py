@@ -1,0 +1,268 @@
+"""`wkhost plugin ...`: asks the running server, or works on a stopped server's data directory."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import click
+
+from plugin_sdk.template import render
+from wkhost.cli import plugin_offline, plugin_views
+from wkhost.cli.session import CommandError, Session, expected, json_option, pass_session
+from wkhost.config import Settings
+from wkhost.link.client_sync import connect_operator
+from wkhost.link.contract import (
+    Done,
+    GetPlugin,
+    GetPluginLogs,
+    GetPluginOrder,
+    InstallPlugin,
+    ListPlugins,
+    PluginAction,
+    PluginList,
+    PluginLogs,
+    PluginOrder,
+    PluginStatus,
+)
+from wkhost.link.errors import NoServerError
+from wkhost.plugin_host.package import builtin_folder, builtin_names, resolve_source
+from wkhost.plugin_host.registry import Registry
+
+FOLLOW_INTERVAL_S = 0.5
+
+
+@click.group()
+def plugin() -> None:
+    """Write, install and manage plugins.
+
+    install, list, info, enable, disable, uninstall and order also work while the server is
+    stopped; they then act on its data directory.
+    """
+
+
+def _offline(settings: Settings) -> plugin_offline.OfflinePlugins:
+    return plugin_offline.OfflinePlugins(Registry(settings.plugin_path))
+
+
+def _show(session: Session, status: PluginStatus, what: str, as_json: bool) -> None:
+    if as_json:
+        session.json(plugin_views.status_json(status))
+        return
+    state = f": {status.state}" if status.state != what else ""
+    detail = f", {status.detail}" if status.detail else ""
+    session.line(f"{status.no} {status.version} {what}{state}{detail}")
+
+
+@plugin.command()
+@click.argument("name")
+@click.option(
+    "--dir",
+    "parent",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Where the plugin's folder is made; the current folder by default.",
+)
+@pass_session
+def new(session: Session, name: str, parent: Path) -> None:
+    """Write a small working plugin into a new folder NAME."""
+    folder = parent / name
+    try:
+        written = render(name, folder)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"cannot write the plugin: {error}") from error
+    session.line(f"wrote {folder}/")
+    for path in written:
+        session.line(f"  {path.name}")
+    session.line(f"try it: wkhost plugin install {folder}")
+
+
+@plugin.command()
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
+@click.option("--builtin", is_flag=True, help="Install all plugins that come with wkhost.")
+@click.option("--disabled", is_flag=True, help="Install only; enable it later.")
+@json_option
+@pass_session
+def install(
+    session: Session, sources: tuple[str, ...], builtin: bool, disabled: bool, as_json: bool
+) -> None:
+    """Install plugins and enable them.
+
+    SOURCE is the name of a built-in plugin, a folder, or an archive (.tar.gz, .zip).
+    """
+    named = [*sources, *(builtin_names() if builtin else ())]
+    if not named:
+        known = ", ".join(builtin_names()) or "none"
+        raise click.UsageError(f"name a SOURCE, or use --builtin; built-in plugins: {known}")
+    settings = session.settings()
+    for each in named:
+        # The server may run in another folder, so it gets paths that mean the same there.
+        source = each if builtin_folder(each) is not None else str(resolve_source(each))
+        with session.err.status(f"installing {each} ..."):
+            status = session.ask_or(
+                settings.root_dir,
+                InstallPlugin(source, enable=not disabled),
+                PluginStatus,
+                partial(_offline(settings).install, source, not disabled),
+            )
+        _show(session, status, "installed", as_json)
+
+
+@plugin.command("list")
+@json_option
+@pass_session
+def list_(session: Session, as_json: bool) -> None:
+    """List the installed plugins and their states."""
+    settings = session.settings()
+    answer = session.ask_or(
+        settings.root_dir, ListPlugins(), PluginList, lambda: _offline(settings).list()
+    )
+    if as_json:
+        session.json([plugin_views.status_json(each) for each in answer.plugins])
+    elif answer.plugins:
+        session.out.print(plugin_views.list_table(answer.plugins))
+    else:
+        session.line("no plugin is installed; try: wkhost plugin install moderation")
+
+
+@plugin.command()
+@click.argument("no")
+@json_option
+@pass_session
+def info(session: Session, no: str, as_json: bool) -> None:
+    """Show one plugin: state, process, hooks, calls."""
+    settings = session.settings()
+    status = session.ask_or(
+        settings.root_dir, GetPlugin(no), PluginStatus, lambda: _offline(settings).get(no)
+    )
+    if as_json:
+        session.json(plugin_views.status_json(status))
+    else:
+        session.out.print(plugin_views.info_table(status))
+
+
+@plugin.command()
+@click.argument("no")
+@json_option
+@pass_session
+def enable(session: Session, no: str, as_json: bool) -> None:
+    """Let a plugin decide from now on."""
+    _switch(session, no, True, as_json)
+
+
+@plugin.command()
+@click.argument("no")
+@json_option
+@pass_session
+def disable(session: Session, no: str, as_json: bool) -> None:
+    """Take a plugin out of the way of messages; it stays installed."""
+    _switch(session, no, False, as_json)
+
+
+def _switch(session: Session, no: str, enabled: bool, as_json: bool) -> None:
+    settings = session.settings()
+    action = "enable" if enabled else "disable"
+    status = session.ask_or(
+        settings.root_dir,
+        PluginAction(no, action),
+        PluginStatus,
+        lambda: _offline(settings).set_enabled(no, enabled),
+    )
+    _show(session, status, f"{action}d", as_json)
+
+
+@plugin.command()
+@click.argument("no")
+@json_option
+@pass_session
+def reload(session: Session, no: str, as_json: bool) -> None:
+    """Start a plugin anew without losing a message.
+
+    A new process starts, messages switch to it between two batches, and the old one finishes what
+    it has.
+    """
+    settings = session.settings()
+    try:
+        with session.err.status(f"reloading {no} ..."):
+            status = session.ask(settings.root_dir, PluginAction(no, "reload"), PluginStatus)
+    except NoServerError:
+        raise plugin_offline.refuse_running("reload") from None
+    _show(session, status, "reloaded", as_json)
+
+
+@plugin.command()
+@click.argument("no")
+@json_option
+@pass_session
+def uninstall(session: Session, no: str, as_json: bool) -> None:
+    """Remove a plugin."""
+    settings = session.settings()
+    session.ask_or(
+        settings.root_dir,
+        PluginAction(no, "uninstall"),
+        Done,
+        lambda: _offline(settings).uninstall(no),
+    )
+    if as_json:
+        session.json({"no": no, "uninstalled": True})
+    else:
+        session.line(f"{no} uninstalled")
+
+
+@plugin.command()
+@json_option
+@pass_session
+def order(session: Session, as_json: bool) -> None:
+    """Show in which order plugins are asked, per hook, and why."""
+    settings = session.settings()
+    answer = session.ask_or(
+        settings.root_dir, GetPluginOrder(), PluginOrder, lambda: _offline(settings).order()
+    )
+    if as_json:
+        session.json(
+            {
+                hook: [{"no": no, "reason": reason} for no, reason in places]
+                for hook, places in answer.hooks.items()
+            }
+        )
+    elif answer.hooks:
+        session.out.print(plugin_views.order_table(answer))
+    else:
+        session.line("no plugin is enabled")
+
+
+@plugin.command()
+@click.argument("no")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new lines until Ctrl-C.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(1, 10_000),
+    default=200,
+    show_default=True,
+    help="How many of the last lines to begin with.",
+)
+@json_option
+@pass_session
+def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> None:
+    """Show what a plugin wrote to stdout, stderr and its log."""
+    settings = session.settings()
+    try:
+        link = connect_operator(settings.root_dir)
+    except NoServerError:
+        raise plugin_offline.refuse_running("logs") from None
+    with link:
+        after = 0
+        while True:
+            answer = expected(link.ask(GetPluginLogs(no, after, lines)), PluginLogs)
+            for line in answer.lines:
+                if as_json:
+                    session.json({"no": no, "line": line})
+                else:
+                    session.line(line)
+            if not follow:
+                return
+            after = answer.next
+            time.sleep(FOLLOW_INTERVAL_S)
