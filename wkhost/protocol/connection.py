@@ -77,7 +77,7 @@ class ServerConnection:
     """The server's side of one client connection, of either form.
 
     `encryption` is the server-wide switch for binary connections. `node_id` (at most 1023) goes
-    into CONNACK. `max_frame_bytes` limits one frame's body or one JSON object.
+    into CONNACK. `max_frame_bytes` (at least 127) limits one frame's body or one JSON object.
 
     A reader calls `receive` for what it read. The packets it gives are Connect (once, first), then,
     once accepted, Send, Recvack, Ping, Disconnect and Sub; answer Ping with `pong` and Sub with
@@ -285,7 +285,7 @@ class ServerConnection:
                 self._need = 2
                 return pos
             length = buf[pos + 1]
-            if length > 0x7F or length > max_frame_bytes:
+            if length > 0x7F:
                 header = decode_length(buf, pos + 1, max_frame_bytes)
                 if header is None:
                     self._need = size - pos + 1
@@ -373,12 +373,14 @@ class ServerConnection:
         return self._rpc.sendack(packet)
 
     def recv_frame(self, frames: RecvFrames) -> bytes:
-        """One message for this connection."""
+        """One message for this connection, which must be accepted."""
         cipher = self._cipher
         if cipher is not None:
             return frames.seal(self.version, cipher)
         if self._rpc is not None:
             return frames.jsonrpc
+        if self._encryption:
+            raise LocalProtocolError("RECV before the login is accepted: there is no key yet")
         return frames.plain(self.version)
 
     def pong(self) -> bytes:

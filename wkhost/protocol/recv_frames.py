@@ -19,9 +19,9 @@ from wkhost.protocol.packets import Recv
 from wkhost.types import Setting
 
 _IDS = struct.Struct(">qIi")
-_OLD_STREAM = 0x04
-_NEVER = _OLD_STREAM
-_NEVER_BEFORE_5 = Setting.STREAM | _OLD_STREAM
+# Bit 2 was the stream bit of old libraries: clients that know it would look for stream fields.
+_NEVER = 0x04
+_NEVER_BEFORE_5 = _NEVER | int(Setting.STREAM)
 _TOPIC = int(Setting.TOPIC)
 _NO_ENCRYPT = int(Setting.NO_ENCRYPT)
 

@@ -259,14 +259,37 @@ def test_a_send_with_the_no_encrypt_bit_is_taken_as_it_is() -> None:
         "90040c0001ff",  # not UTF-8
     ],
 )
-def test_bad_frames_are_refused_and_the_packets_before_them_kept(bad: str) -> None:
+@pytest.mark.parametrize("behind", [b"", b"\x70" * 70_000], ids=["alone", "more behind"])
+def test_bad_frames_are_refused_and_the_packets_before_them_kept(bad: str, behind: bytes) -> None:
     server, _ = logged_in()
     with pytest.raises(RemoteProtocolError):
-        server.receive(b"\x70" + bytes.fromhex(bad))
+        server.receive(b"\x70" + bytes.fromhex(bad) + behind)
     assert server.take() == [Ping()]
     assert server.take() == []
     assert server.state is State.CLOSED
     assert server.receive(b"\x70") == []
+
+
+@pytest.mark.parametrize("encryption", [True, False])
+@pytest.mark.parametrize("field", ["client_msg_no", "channel_id", "msg_key", "topic"])
+def test_a_send_with_a_string_above_the_limit_is_refused(field: str, encryption: bool) -> None:
+    def body(n: int) -> bytes:
+        sizes = {name: n if name == field else 1 for name in ("client_msg_no", "channel_id")}
+        out = b"\x08\0\0\0\1"
+        for size in sizes.values():
+            out += size.to_bytes(2, "big") + b"x" * size
+        out += b"\1\0\0\0\0"
+        for name in ("msg_key", "topic"):
+            size = n if name == field else 1
+            out += size.to_bytes(2, "big") + b"x" * size
+        return out
+
+    server, _ = logged_in(encryption=encryption)
+    longest = body(32767)
+    assert len(server.receive(b"\x30" + encode_length(len(longest)) + longest)) == 1
+    too_long = body(32768)
+    with pytest.raises(RemoteProtocolError):
+        server.receive(b"\x30" + encode_length(len(too_long)) + too_long)
 
 
 def test_extra_bytes_behind_a_body_without_payload_are_ignored() -> None:
@@ -303,6 +326,13 @@ def test_a_connection_decides_its_login_once() -> None:
             decide()
     with pytest.raises(LocalProtocolError):
         make_server().accept(NOW_MS)
+
+
+def test_no_plain_message_leaves_before_the_keys_are_agreed() -> None:
+    server = make_server()
+    server.receive(connect_packet())
+    with pytest.raises(LocalProtocolError):
+        server.recv_frame(RecvFrames(RECV))
 
 
 def test_the_token_is_not_kept_after_the_verdict() -> None:
