@@ -38,6 +38,7 @@ from wkhost.protocol.login import (
     check_identity,
     cut_connect,
     reason_name,
+    time_diff,
 )
 from wkhost.protocol.packets import (
     Connack,
@@ -58,7 +59,6 @@ EVENT_VERSION: Final = 5
 
 _SPACE = b" \t\r\n"
 _PING = Ping()
-_I64_MAX = 2**63 - 1
 
 
 class Form(Enum):
@@ -331,11 +331,9 @@ class ServerConnection:
         `now_ms` is the wall clock; `pair` and `salt` are fresh unless given.
         """
         connect = self._decide(State.OPEN)
-        # The client may state any 64-bit number as its clock.
-        time_diff = max(-_I64_MAX, min(_I64_MAX, now_ms - connect.client_timestamp))
         connack = Connack(
             ReasonCode.SUCCESS,
-            time_diff,
+            time_diff(now_ms, connect.client_timestamp),
             server_version=self.version,
             node_id=self._node_id,
         )

@@ -18,6 +18,7 @@ MAX_UNAUTHENTICATED_BYTES: Final = 256 * 1024
 """Most that is buffered for a connection whose login is not accepted yet."""
 
 _UID_FORBIDDEN = frozenset("@#&")
+_I64_MAX = 2**63 - 1
 
 
 def cut_connect(pending: bytearray, max_frame_bytes: int) -> Connect | None:
@@ -51,6 +52,11 @@ def check_client_key(connect: Connect) -> bytes:
         return parse_public_key(connect.client_key)
     except BadKeyError as e:
         raise Refused(ReasonCode.CLIENT_KEY_IS_EMPTY, f"client_key: {e}") from e
+
+
+def time_diff(now_ms: int, client_timestamp: int) -> int:
+    """Server minus client clock, kept within 64 bits: a client may state any number."""
+    return max(-_I64_MAX, min(_I64_MAX, now_ms - client_timestamp))
 
 
 def reason_name(reason_code: int) -> str:
