@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from wkhost.addressing import original_id, visitor_of
+from wkhost.addressing import halves, original_id, visitor_of
 from wkhost.delivery.boundary import Outbox
 from wkhost.delivery.members import Loading, MemberLists
 from wkhost.delivery.presence import Pending, Presence, Session
@@ -91,7 +91,7 @@ class Fanout:
 
     def _push_person(self, m: Message, skip_conn_id: int) -> int:
         self._delivered(len(m.payload))
-        first, _, second = m.channel_id.partition("@")
+        first, second = halves(original_id(m.channel_id))
         return self._push(m, skip_conn_id, (first, second) if first != second else (first,))
 
     def _recipients(self, m: Message) -> Sequence[str] | Loading:
@@ -184,7 +184,7 @@ def recipients_of(m: Message, members: MemberLists) -> Sequence[str] | Loading:
     """
     channel_id = original_id(m.channel_id) if m.channel_type != ChannelType.TEMP else m.channel_id
     if m.channel_type in (ChannelType.PERSON, ChannelType.AGENT):
-        first, _, second = channel_id.partition("@")
+        first, second = halves(channel_id)
         return (first, second) if first != second else (first,)
     uids = members.subscribers(channel_id, m.channel_type)
     return uids if isinstance(uids, Loading) else _with_extra(m, uids)

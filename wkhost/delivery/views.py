@@ -6,6 +6,7 @@ from wkhost.protocol.packets import Recv
 from wkhost.types import CMD_SUFFIX, SYSTEM_UID, ChannelType, Flags, Message
 
 _PERSON = int(ChannelType.PERSON)
+_AGENT = int(ChannelType.AGENT)
 _TEMP = int(ChannelType.TEMP)
 _NO_RED_DOT = 0xF & ~int(Flags.RED_DOT)
 
@@ -49,11 +50,14 @@ def view_for_sender(m: Message) -> Recv:
 
 
 def shown_channel_id(m: Message) -> str:
-    """Return the channel id without the suffix of a command twin; agents are told the other half.
+    """Return the channel id as clients know it: without the suffix of a command twin.
 
-    The internal ids of sends to a list of uids (temp channels) are shown as they are.
+    An agent channel (`uid@agent`) is called by its second half, by both sides. The internal ids
+    of sends to a list of uids (temp channels) are shown as they are.
     """
     channel_id = m.channel_id
     if m.channel_type != _TEMP and channel_id.endswith(CMD_SUFFIX):
         channel_id = channel_id[: -len(CMD_SUFFIX)]
+    if m.channel_type == _AGENT:
+        return channel_id.partition("@")[2] or channel_id
     return channel_id
