@@ -24,7 +24,7 @@ _WORK_PER_TURN = 256
 _WORK = {HEADERS: 16, CONTINUATION: 16, RST_STREAM: 4, SETTINGS: 4}
 _EARNED_PER_MESSAGE = 4
 _TINY = 8
-"""Stream messages shorter than this carry nothing and are charged like control frames."""
+"""Messages shorter than this earn nothing; on a stream they are charged like control frames."""
 
 
 class FrameReader:
@@ -96,7 +96,8 @@ class FrameReader:
 
     def count_message(self, size: int) -> None:
         """A message, either way, allows for the control frames that it causes (windows, probes)."""
-        self._control.earn(_EARNED_PER_MESSAGE + (size >> 12))
+        if size >= _TINY:
+            self._control.earn(_EARNED_PER_MESSAGE + (size >> 12))
 
     def count_stream_message(self, size: int) -> None:
         """A message of a bidirectional call came in."""

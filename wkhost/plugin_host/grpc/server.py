@@ -7,6 +7,7 @@ A second task waits only while the socket is full. Unary calls are tasks, bounde
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -253,19 +254,23 @@ class GrpcConnection:
                 wire.sent(self._sock.send(output))
         except BlockingIOError:
             self._full.set()
-        except OSError:
-            # The peer is gone. The reader, if it waits, is told so by the socket itself.
-            self._broken = True
-            self._emptied.set()
+        except OSError:  # the peer is gone
+            self._hang_up()
             return
         if not wire.output_full:
             self._emptied.set()
         for event in wire.take_events():  # sending may have ended calls
             if type(event) is CallClosed:
                 self._ended(event)
-        if self._draining and wire.idle and not output and not self._broken:
-            self._broken = True
-            self._sock.shutdown(socket.SHUT_RDWR)  # which ends the reader
+        if self._draining and wire.idle and not output:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End both directions, which wakes the reader wherever it waits."""
+        self._broken = True
+        self._emptied.set()
+        with contextlib.suppress(OSError):  # the peer may have closed first
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     async def _write_when_ready(self) -> None:
         while True:

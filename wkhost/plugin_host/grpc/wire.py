@@ -57,6 +57,7 @@ from wkhost.plugin_host.grpc.request import Rejected, check_request
 from wkhost.plugin_host.grpc.status import GrpcError, StatusCode, encode_message
 from wkhost.plugin_host.grpc.stream import Stream
 
+_LATE_SMALL = 1024
 _FOR_H2 = (HEADERS, CONTINUATION, RST_STREAM, SETTINGS)
 _RESPONSE_HEADERS = (
     (b":status", b"200"),
@@ -297,8 +298,10 @@ class ServerWire:
     def _data(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.remote_closed:
-            # h2 knows how the stream ended, and so whether this is a late frame or a fault.
-            self._reader.charge()
+            # h2 knows how the stream ended, and so whether this is a late frame or a fault. An
+            # honest peer may have a window full of large ones on their way.
+            if stop - start < _LATE_SMALL:
+                self._reader.charge()
             self._feed_h2(data[start - 9 : stop])
             return
         size = self._inbox.data(stream, data, start, stop, flags)
