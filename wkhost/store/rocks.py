@@ -8,7 +8,9 @@ load and no timer is needed. Opening and closing run in the worker thread too.
 
 Facts of rocksdict 0.3.29 that shape this file: in raw mode only the upper bound of `ReadOptions`
 can be set (the lower one sets the upper); the database stays open, its LOCK held, until every
-family object is closed as well; an iterator that ends may have failed, which `status` tells.
+family object is closed and every family handle and iterator is gone, those in the frames of a
+kept traceback included; an iterator that ends may have failed, which `status` tells. After a
+failed fsync or a full disk every later write fails until the database is opened anew.
 """
 
 from __future__ import annotations
@@ -110,29 +112,35 @@ class RocksEngine:
         read_options = ReadOptions()
         read_options.set_iterate_upper_bound(end)
         rows = self._views[family].iter(read_options)
-        rows.seek(start)
         found: list[tuple[bytes, bytes]] = []
-        while len(found) < limit and rows.valid():
-            found.append((rows.key(), rows.value()))
-            rows.next()
-        rows.status()
+        try:
+            rows.seek(start)
+            while len(found) < limit and rows.valid():
+                found.append((rows.key(), rows.value()))
+                rows.next()
+            rows.status()
+        finally:
+            del rows  # else the traceback of an error would keep the database open
         return found
 
     def _scan_back(
         self, family: str, start: bytes, end: bytes, limit: int
     ) -> list[tuple[bytes, bytes]]:
         rows = self._views[family].iter()
-        rows.seek_for_prev(end)
-        if rows.valid() and rows.key() == end:
-            rows.prev()
         found: list[tuple[bytes, bytes]] = []
-        while len(found) < limit and rows.valid():
-            key = rows.key()
-            if key < start:
-                break
-            found.append((key, rows.value()))
-            rows.prev()
-        rows.status()
+        try:
+            rows.seek_for_prev(end)
+            if rows.valid() and rows.key() == end:
+                rows.prev()
+            while len(found) < limit and rows.valid():
+                key = rows.key()
+                if key < start:
+                    break
+                found.append((key, rows.value()))
+                rows.prev()
+            rows.status()
+        finally:
+            del rows  # as in `_scan_forth`
         return found
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -231,17 +239,19 @@ class RocksEngine:
             raise _opening_error(self._path, e) from e
         self._sync_error = None
         self._db = db
-        self._views = {name: db.get_column_family(name) for name in self._family_names}
-        self._handles = {name: db.get_column_family_handle(name) for name in self._family_names}
+        for name in self._family_names:
+            self._views[name] = db.get_column_family(name)
+            self._handles[name] = db.get_column_family_handle(name)
 
     def _close_quietly(self) -> None:
         """Close all objects. After a failed write or sync RocksDB reports that failure again
         here; it was told to the caller of that write, and the objects are closed all the same."""
-        db, views = self._db, self._views
-        self._db, self._views, self._handles = None, {}, {}
-        if db is None:
-            return
-        for part in (*views.values(), db):
+        db, self._db = self._db, None
+        parts = [*self._views.values(), *([] if db is None else [db])]
+        # In place: the traceback of a failed write may hold these dictionaries.
+        self._views.clear()
+        self._handles.clear()
+        for part in parts:
             with contextlib.suppress(Exception):
                 part.close()
 
@@ -249,7 +259,7 @@ class RocksEngine:
 def _opening_error(path: Path, error: Exception) -> StoreError:
     text = str(error)
     if "lock" in text.lower():
-        return DataDirectoryError(f"{path} is in use by another process: {text}")
+        return DataDirectoryError(f"{path} is in use: {text}")
     if text.startswith(_DAMAGE_MARKS):
         return DataDirectoryError(f"{path} is damaged: {text}")
     return StoreError(f"cannot open {path}: {text}")
