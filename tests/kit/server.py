@@ -1,0 +1,135 @@
+"""A whole server as a process: `wkhost run` on free ports, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+import yaml
+
+START_S = 30.0
+STOP_S = 15.0
+
+
+class ServerProcess:
+    """One `wkhost run`. `root` survives restarts; `log_path` collects what it says."""
+
+    def __init__(self, root: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.root = root
+        self.config = root / "wk.yaml"
+        self.log_path = root / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.listening: dict[str, str] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        tree: dict[str, Any] = {
+            "rootDir": str(root / "data"),
+            "addr": "tcp://127.0.0.1:0",
+            "wsAddr": "ws://127.0.0.1:0",
+            "httpAddr": "127.0.0.1:0",
+        }
+        tree.update(settings or {})
+        self.config.write_text(yaml.safe_dump(tree))
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def address(self, kind: str = "tcp") -> tuple[str, int]:
+        """Return (host, port) of a listener: tcp, ws, wss or http."""
+        host, _, port = self.listening[kind].rpartition(":")
+        return host, int(port)
+
+    @property
+    def api(self) -> str:
+        return f"http://{self.listening['http']}"
+
+    async def start(self, *arguments: str) -> None:
+        """Start, and wait until it says that it is ready."""
+        command = [sys.executable, "-m", "wkhost", "--config", str(self.config), "run", "--json"]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            )
+        assert self.process.stdout is not None
+        line = b""
+        async with trio.lowlevel.FdStream(os.dup(self.process.stdout.fileno())) as out:
+            with trio.move_on_after(START_S):
+                while not line.endswith(b"\n"):
+                    chunk = await out.receive_some(4096)
+                    if not chunk:
+                        break
+                    line += chunk
+        if not line.endswith(b"\n"):
+            self.kill()
+            raise AssertionError(f"the server did not start:\n{self.log()}")
+        self.listening = json.loads(line)["listening"]
+
+    async def terminate(self) -> int:
+        """SIGTERM; return the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return await self.wait()
+
+    async def wait(self) -> int:
+        """Wait for the end; return the exit code."""
+        assert self.process is not None
+        with trio.fail_after(STOP_S):
+            while self.process.poll() is None:  # noqa: ASYNC110 - a child has no event to wait for
+                await trio.sleep(0.005)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a `wkhost` command against this server."""
+        result = subprocess.run(
+            [sys.executable, "-m", "wkhost", "--config", str(self.config), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if check and result.returncode:
+            raise AssertionError(f"wkhost {' '.join(arguments)}: {result.stdout}{result.stderr}")
+        return result
+
+
+@asynccontextmanager
+async def running_server(
+    root: Path, settings: Mapping[str, Any] | None = None, *arguments: str
+) -> AsyncIterator[ServerProcess]:
+    """Run a server for the time of the block; at the end it must stop by itself with 0."""
+    server = ServerProcess(root, settings)
+    await server.start(*arguments)
+    try:
+        yield server
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            with trio.CancelScope(shield=True):
+                code = await server.terminate()
+            assert code == 0, server.log()
