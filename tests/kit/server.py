@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,7 @@ class ServerProcess:
 
     async def start(self, *arguments: str) -> None:
         """Start, and wait until it says that it is ready."""
-        command = [sys.executable, "-m", "wkhost", "--config", str(self.config), "run", "--json"]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-            )
+        self.process = self._spawn(arguments)
         assert self.process.stdout is not None
         line = b""
         async with trio.lowlevel.FdStream(os.dup(self.process.stdout.fileno())) as out:
@@ -77,6 +68,18 @@ class ServerProcess:
             self.kill()
             raise AssertionError(f"the server did not start:\n{self.log()}")
         self.listening = json.loads(line)["listening"]
+
+    def _spawn(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "wkhost", "--config", str(self.config), "run", "--json"]
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            )
 
     async def terminate(self) -> int:
         """SIGTERM; return the exit code."""
