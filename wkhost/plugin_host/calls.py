@@ -1,0 +1,204 @@
+"""A call on its way to a plugin: what it asks, how it is encoded, who hears the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from wkhost.hooks.target import (
+    Answer,
+    Answers,
+    ChannelAnswer,
+    ChannelGetCall,
+    SendCall,
+    UserAnswer,
+    UserGetCall,
+    WebhookAnswer,
+)
+from wkhost.hooks.verdict import Continue, Failure, Refuse, Replace
+from wkhost.plugin_host import codec
+from wkhost.types import Message
+
+if TYPE_CHECKING:
+    from wkhost.plugin_host.session import Session
+
+_OVERHEAD_BYTES = 256
+"""What a waiting call holds besides its payload, roughly."""
+
+own_call_ids = count(1 << 48)
+"""Ids of calls that the host itself makes, far above those of the dispatcher."""
+
+
+class Pending:
+    """One call. `reply` None: the answer goes to the dispatcher.
+
+    `encode` gets the call, the session it leaves by and the time, and returns the call's field of
+    a batch; it runs when there is credit, so that the budget on the wire is what is really left.
+    `moves` says whether a planned reload may issue the call again to the next generation.
+    """
+
+    __slots__ = (
+        "allowed",
+        "attempt",
+        "call",
+        "call_id",
+        "encode",
+        "encoded",
+        "estimate",
+        "moves",
+        "reply",
+        "sent_at",
+        "size",
+    )
+
+    def __init__(
+        self,
+        call_id: int,
+        call: Any,
+        encode: Callable[[Pending, Session, float], bytes],
+        allowed: tuple[type, ...],
+        payload_bytes: int = 0,
+        reply: Callable[[Answer], None] | None = None,
+        *,
+        moves: bool = True,
+    ) -> None:
+        self.call_id = call_id
+        self.call = call
+        self.encode = encode
+        self.allowed = allowed
+        self.estimate = payload_bytes + _OVERHEAD_BYTES
+        self.reply = reply
+        self.moves = moves
+        self.attempt = 1
+        self.encoded = b""
+        self.size = 0
+        self.sent_at = 0.0
+
+
+def deliver(
+    answers: Answers, plugin_no: str, pendings: Sequence[Pending], failure: Failure
+) -> None:
+    """Answer every call with `failure`."""
+    found: list[tuple[int, Answer]] = []
+    for pending in pendings:
+        if pending.reply is None:
+            found.append((pending.call_id, failure))
+        else:
+            pending.reply(failure)
+    if found:
+        answers.answered(plugin_no, found)
+
+
+_SEND_ANSWERS = (Continue, Replace, Refuse)
+_CHANNEL_ANSWERS = (Continue, ChannelAnswer)
+_USER_ANSWERS = (Continue, UserAnswer)
+_LOGIN_ANSWERS = (Continue, UserAnswer, Refuse)
+_CONTINUE_ONLY = (Continue,)
+_WEBHOOK_ANSWERS = (Continue, WebhookAnswer)
+_LIFECYCLE_ANSWERS = (Continue, Refuse)
+
+
+def send(call: SendCall) -> Pending:
+    return Pending(call.call_id, call, _encode_send, _SEND_ANSWERS, len(call.message.payload))
+
+
+def channel_get(call: ChannelGetCall) -> Pending:
+    return Pending(call.call_id, call, _encode_channel_get, _CHANNEL_ANSWERS)
+
+
+def user_get(call: UserGetCall) -> Pending:
+    allowed = _LOGIN_ANSWERS if call.login else _USER_ANSWERS
+    return Pending(call.call_id, call, _encode_user_get, allowed)
+
+
+def persist_after(
+    messages: Sequence[Message], budget_s: float, reply: Callable[[Answer], None]
+) -> Pending:
+    size = sum(len(message.payload) + _OVERHEAD_BYTES for message in messages)
+
+    def encode(pending: Pending, session: Session, now: float) -> bytes:
+        spec = session.identity.manifest.hooks.get("persist_after")
+        payload = spec is not None and spec.payload
+        content = codec.persist_after_call(pending.call_id, messages, int(budget_s * 1000), payload)
+        return codec.field_bytes(codec.PERSIST_AFTER, content)
+
+    # The observer itself offers the messages again, once this generation is done with them.
+    return Pending(next(own_call_ids), None, encode, _CONTINUE_ONLY, size, reply, moves=False)
+
+
+def receive(
+    message: Message, uids: Sequence[str], budget_s: float, reply: Callable[[Answer], None]
+) -> Pending:
+    def encode(pending: Pending, session: Session, now: float) -> bytes:
+        spec = session.identity.manifest.hooks.get("receive")
+        payload = spec is not None and spec.payload
+        lineage = session.lineage_of_message(message)
+        content = codec.receive_call(
+            pending.call_id, message, uids, int(budget_s * 1000), payload, lineage
+        )
+        return codec.field_bytes(codec.RECEIVE, content)
+
+    size = len(message.payload) + sum(map(len, uids))
+    return Pending(next(own_call_ids), None, encode, _CONTINUE_ONLY, size, reply)
+
+
+def webhook(
+    event: str, data_json: bytes, budget_s: float, reply: Callable[[Answer], None]
+) -> Pending:
+    def encode(pending: Pending, session: Session, now: float) -> bytes:
+        content = codec.webhook_call(pending.call_id, event, data_json, int(budget_s * 1000))
+        return codec.field_bytes(codec.WEBHOOK, content)
+
+    return Pending(next(own_call_ids), None, encode, _WEBHOOK_ANSWERS, len(data_json), reply)
+
+
+def config_update(
+    config_json: bytes, config_number: int, budget_s: float, reply: Callable[[Answer], None]
+) -> Pending:
+    def encode(pending: Pending, session: Session, now: float) -> bytes:
+        content = codec.config_update_call(
+            pending.call_id, config_json, config_number, int(budget_s * 1000)
+        )
+        return codec.field_bytes(codec.CONFIG_UPDATE, content)
+
+    call_id, size = next(own_call_ids), len(config_json)
+    return Pending(call_id, None, encode, _LIFECYCLE_ANSWERS, size, reply, moves=False)
+
+
+def stop(reason: str, budget_s: float, reply: Callable[[Answer], None]) -> Pending:
+    def encode(pending: Pending, session: Session, now: float) -> bytes:
+        content = codec.stop_call(pending.call_id, reason, int(budget_s * 1000))
+        return codec.field_bytes(codec.STOP, content)
+
+    return Pending(next(own_call_ids), None, encode, _LIFECYCLE_ANSWERS, 0, reply, moves=False)
+
+
+def _budget_ms(deadline: float, now: float) -> int:
+    left = deadline - now
+    return int(left * 1000) if left > 0 else 0
+
+
+def _encode_send(pending: Pending, session: Session, now: float) -> bytes:
+    call: SendCall = pending.call
+    content = codec.send_call(
+        call,
+        pending.attempt,
+        _budget_ms(call.deadline, now),
+        session.send_payload,
+        session.lineage_of_call(call.call_id, call.message.hop) if session.may_send else b"",
+    )
+    return codec.field_bytes(codec.SEND, content)
+
+
+def _encode_channel_get(pending: Pending, session: Session, now: float) -> bytes:
+    call: ChannelGetCall = pending.call
+    content = codec.channel_get_call(call, _budget_ms(call.deadline, now))
+    return codec.field_bytes(codec.CHANNEL_GET, content)
+
+
+def _encode_user_get(pending: Pending, session: Session, now: float) -> bytes:
+    call: UserGetCall = pending.call
+    token = session.identity.manifest.capabilities.token
+    content = codec.user_get_call(call, _budget_ms(call.deadline, now), token)
+    return codec.field_bytes(codec.USER_GET, content)

@@ -1,0 +1,244 @@
+"""One process of a plugin, from launch to reaped, with its socket, its stream and its output.
+
+Theory of operation. `run` launches the process, hands it the token, waits for the one peer that
+belongs to it, serves gRPC and calls `started` when the plugin has granted credit. The session ends
+first (stream closed, process gone, rule broken, or asked to stop), which answers all calls at once;
+only then is the process ended and reaped. Nothing of it is left when `run` returns.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+
+from wkhost.errors import PluginError
+from wkhost.hooks.target import Answers
+from wkhost.plugin_host import calls
+from wkhost.plugin_host.grpc import (
+    BidiMethod,
+    GrpcConnection,
+    Methods,
+    PeerCred,
+    UnaryMethod,
+    accept_one,
+    listen_unix,
+)
+from wkhost.plugin_host.lineage import Lineage
+from wkhost.plugin_host.output import HOST_STREAM, LogRing, escape, read_output
+from wkhost.plugin_host.process import Launcher, LaunchSpec, Process, describe_exit
+from wkhost.plugin_host.session import MAX_BATCH_BYTES, PROTOCOL, Identity, Session
+
+CONNECT = "/wkhost.plugin.v1.Hooks/Connect"
+START_TIMEOUT_S = 20.0
+"""From launch to the first credit; importing what a plugin needs is its longest part."""
+STOP_BUDGET_S = 5.0
+EXIT_GRACE_S = 2.0
+"""Between the answer to `stop` (or the end of the stream) and SIGTERM, and again to SIGKILL."""
+BROKEN_GRACE_S = 0.3
+"""The same where nobody asked it to stop: it is ending by itself, or hangs."""
+LAST_OUTPUT_S = 0.2
+"""How long a descendant that still holds the output may delay the end."""
+
+log = structlog.get_logger(__name__)
+
+HostApi = Callable[[Session], dict[str, UnaryMethod]]
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What all generations of all plugins share."""
+
+    runtime_dir: Path
+    launcher: Launcher
+    answers: Answers
+    lineage: Lineage
+    schedule: Callable[[Session], None]
+    host_api: HostApi
+
+
+class Generation:
+    """See the module. `ended` is set when the session is over, `gone` when all is reaped."""
+
+    def __init__(
+        self, spec: LaunchSpec, identity: Identity, around: Surroundings, ring: LogRing
+    ) -> None:
+        self.spec = spec
+        self.number = spec.generation
+        self.pid = 0
+        self.started_at = trio.current_time()
+        self.ended = trio.Event()
+        self.gone = trio.Event()
+        self._around = around
+        self._ring = ring
+        self._exited = trio.Event()
+        self._exit = ""
+        self._stopping = False
+        self._no = spec.manifest.no
+        self._token = secrets.token_bytes(32)
+        self.session = Session(
+            identity,
+            self._token,
+            around.answers,
+            around.lineage,
+            schedule=lambda: around.schedule(self.session),
+            ended=lambda reason: self.ended.set(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Generation {self._no} g{self.number} pid {self.pid}>"
+
+    @property
+    def failure(self) -> str:
+        """Why it ended, in one sentence. Where the process's end says more, that is told."""
+        reason = self.session.failure
+        if self._exit and not self.session.broken:
+            reason = f"the process {self._exit}"
+        last = self._ring.last_text(self.number)
+        return f"{reason} (last line: {last[:300]})" if last and not self._stopping else reason
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Live one life. Raises PluginError if it ends before it has granted credit."""
+        folder = self.spec.runtime_dir
+        process: Process | None = None
+        granted = False
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            self.spec.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            process = self._around.launcher.launch(self.spec)
+            self.pid = process.pid
+            granted = await self._live(process, task_status)
+        finally:
+            self.session.end("the generation was cancelled")
+            if process is not None:
+                await self._reap(process)
+            shutil.rmtree(folder, ignore_errors=True)
+            self.gone.set()
+        self._tell(self.failure)
+        if not granted:
+            raise PluginError(f"{self._no}: did not start: {self.failure}")
+
+    async def stop(self, reason: str) -> None:
+        """Ask the plugin to stop, at most `STOP_BUDGET_S`, then end it; returns when reaped."""
+        self._stopping = True
+        session = self.session
+        answered = trio.Event()
+        if session.alive and session.submit(
+            calls.stop(reason, STOP_BUDGET_S, lambda answer: answered.set())
+        ):
+            with trio.move_on_after(STOP_BUDGET_S):
+                await answered.wait()
+            if answered.is_set():
+                with trio.move_on_after(EXIT_GRACE_S):
+                    await self.ended.wait()
+        session.end(f"stopped ({reason})")
+        await self.gone.wait()
+
+    # --- parts of `run` -------------------------------------------------------------------------
+
+    async def _live(self, process: Process, task_status: trio.TaskStatus[None]) -> bool:
+        """Serve until the session is over and the process ended; return whether it had started."""
+        session = self.session
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_exit, process)
+            readers = [
+                self._start_reader(nursery, stream, descriptor)
+                for stream, descriptor in process.outputs.items()
+            ]
+            nursery.start_soon(self._serve, process)
+            with trio.move_on_after(START_TIMEOUT_S):
+                await session.granted.wait()
+            if not session.granted.is_set():
+                session.end(f"no handshake within {START_TIMEOUT_S:.0f} s")
+            granted = not session.failure
+            if granted:
+                self._tell("running")
+                task_status.started()
+            await self.ended.wait()
+            await self._end_process(process)
+            with trio.move_on_after(LAST_OUTPUT_S):
+                for finished in readers:
+                    await finished.wait()
+            nursery.cancel_scope.cancel()
+        return granted
+
+    def _start_reader(self, nursery: trio.Nursery, stream: str, descriptor: int) -> trio.Event:
+        finished = trio.Event()
+
+        async def read() -> None:
+            await read_output(descriptor, self._ring, self.number, stream)
+            finished.set()
+
+        nursery.start_soon(read)
+        return finished
+
+    async def _watch_exit(self, process: Process) -> None:
+        self._exit = describe_exit(await process.wait())
+        self._exited.set()
+        self.session.end(f"the process {self._exit}")
+
+    async def _end_process(self, process: Process) -> None:
+        """Let it end, then make it end; returns when it has."""
+        session = self.session
+        grace = EXIT_GRACE_S if self._stopping else BROKEN_GRACE_S
+        signals = (signal.SIGKILL,) if session.broken else (0, signal.SIGTERM, signal.SIGKILL)
+        for number in signals:
+            if number:
+                process.signal(number)
+            with trio.move_on_after(grace):
+                await self._exited.wait()
+            if self._exited.is_set():
+                return
+        await self._exited.wait()
+
+    async def _reap(self, process: Process) -> None:
+        """After this neither process nor descriptor is left, whatever ended the generation."""
+        process.signal(signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            # SIGKILL was sent: the wait is for the kernel alone.
+            await process.wait()
+        process.close()
+
+    async def _serve(self, process: Process) -> None:
+        path = self.spec.runtime_dir / "s"
+        listener = listen_unix(path)
+        process.release(self._control_line(path))
+        sock, cred = await accept_one(listener, partial(self._check_peer, process))
+        cred.close()
+        error = await GrpcConnection(sock, self._methods()).run()
+        if error is None:
+            self.session.end("the connection was closed")
+        else:
+            self.session.break_off(f"the connection broke the protocol ({error})")
+
+    def _methods(self) -> Methods:
+        limit = MAX_BATCH_BYTES + self.session.identity.max_payload_bytes
+        stream = BidiMethod(lambda: self.session, limit)
+        return {CONNECT: stream, **self._around.host_api(self.session)}
+
+    def _check_peer(self, process: Process, cred: PeerCred) -> bool:
+        if process.owns(cred.pid):
+            return True
+        log.warning("plugin_impostor_refused", plugin=self._no, pid=cred.pid, uid=cred.uid)
+        self._tell(f"refused a connection from process {cred.pid}, which is not the plugin's")
+        return False
+
+    def _control_line(self, path: Path) -> bytes:
+        line = {
+            "socket": str(path),
+            "token": self._token.hex(),
+            "protocol": PROTOCOL,
+            "plugin_dir": str(self.spec.plugin_dir),
+            "data_dir": str(self.spec.data_dir),
+            "main": self.spec.manifest.main,
+        }
+        return msgspec.json.encode(line) + b"\n"
+
+    def _tell(self, text: str) -> None:
+        self._ring.add(self.number, HOST_STREAM, escape(text))

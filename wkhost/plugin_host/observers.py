@@ -1,0 +1,168 @@
+"""Durable observers: each stored message to each plugin's `persist_after`, in order, never missed.
+
+Theory of operation. One task per observing plugin reads the store's log after its cursor, hands a
+batch over, and moves the cursor when the plugin has answered; one batch is out at a time,
+so a new generation starts where the old one ended. The cursor is written without a sync of its
+own: after a crash it may lag, and messages come again. A batch that fails five times is halved, and
+a single message that fails five times is recorded and skipped. A plugin that is not running fails
+nothing: the observer waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+import trio
+
+from wkhost.errors import PluginError, StoreError
+from wkhost.plugin_host.proxy import PluginProxy
+from wkhost.store import mutations
+from wkhost.store.store import Store
+from wkhost.types import Message
+
+BATCH_MESSAGES = 256
+BATCH_BYTES = 256 * 1024
+TRIES = 5
+TRIES_OF_PART = 2
+"""Tries of a part of a batch that has failed already."""
+FIRST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 2.0
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+def cursor_name(no: str) -> str:
+    return f"plugin/{no}"
+
+
+class Observer:
+    """Drives one plugin's `persist_after`. `run` it in a nursery and cancel it to stop."""
+
+    def __init__(
+        self,
+        proxy: PluginProxy,
+        store: Store,
+        *,
+        matches: Callable[[Message], bool] | None,
+        from_beginning: bool,
+        tell: Callable[[str], None],
+    ) -> None:
+        """`tell` writes a line of the host into the plugin's log."""
+        self.no = proxy.no
+        self.position = 0
+        """log_pos up to which the plugin has seen everything that concerns it."""
+        self.skipped = 0
+        self._proxy = proxy
+        self._store = store
+        self._matches = matches
+        self._from_beginning = from_beginning
+        self._tell = tell
+        self._grew = trio.Event()
+
+    @property
+    def lag(self) -> int:
+        """Messages in the log that it has not passed yet."""
+        return self._store.durable_log_pos - self.position
+
+    def log_grew(self) -> None:
+        self._grew.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Observe for ever. `started` when the place to begin is fixed."""
+        await self._with_store(self._find_start)
+        task_status.started()
+        while True:
+            self._grew = trio.Event()
+            messages = await self._with_store(
+                lambda: self._store.read_log(self.position, BATCH_MESSAGES)
+            )
+            if not messages:
+                await self._grew.wait()
+                continue
+            for batch in _split_by_bytes(messages):
+                await self._pass(batch)
+
+    def _find_start(self) -> None:
+        position = self._store.cursor(cursor_name(self.no))
+        if position is None:
+            position = 0 if self._from_beginning else self._store.durable_log_pos
+            self._store.write(mutations.put_cursor(cursor_name(self.no), position))
+        self.position = position
+
+    async def _pass(self, batch: Sequence[Message]) -> None:
+        matches = self._matches
+        wanted = batch if matches is None else [m for m in batch if matches(m)]
+        if wanted:
+            await self._deliver(wanted, TRIES)
+        position = batch[-1].log_pos
+        await self._with_store(
+            lambda: self._store.write(mutations.put_cursor(cursor_name(self.no), position))
+        )
+        self.position = position
+
+    async def _deliver(self, messages: Sequence[Message], tries: int) -> None:
+        """Return when the plugin has seen all of `messages`, or they are given up one by one."""
+        pause = FIRST_PAUSE_S
+        for attempt in range(1, tries + 1):
+            await self._proxy.wait_ready()
+            try:
+                await self._proxy.persist_after(messages)
+            except PluginError as error:
+                log.warning(
+                    "plugin_observer_failed",
+                    plugin=self.no,
+                    attempt=attempt,
+                    messages=len(messages),
+                    reason=str(error),
+                )
+            else:
+                return
+            await trio.sleep(pause)
+            pause = min(LONGEST_PAUSE_S, pause * 2)
+        if len(messages) == 1:
+            self._skip(messages[0])
+            return
+        middle = len(messages) // 2
+        for part in (messages[:middle], messages[middle:]):
+            await self._deliver(part, TRIES if len(part) == 1 else TRIES_OF_PART)
+
+    def _skip(self, message: Message) -> None:
+        self.skipped += 1
+        log.error(
+            "plugin_observer_skipped",
+            plugin=self.no,
+            log_pos=message.log_pos,
+            message_id=message.message_id,
+        )
+        self._tell(
+            f"persist_after failed {TRIES} times for message {message.message_id} "
+            f"(log_pos {message.log_pos}): skipped"
+        )
+
+    async def _with_store(self, action: Callable[[], T]) -> T:
+        """Do `action`; while the store is stalled or reopening, try again."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return action()
+            except StoreError as error:
+                log.warning("plugin_observer_waits", plugin=self.no, reason=str(error))
+            await trio.sleep(pause)
+            pause = min(LONGEST_PAUSE_S, pause * 2)
+
+
+def _split_by_bytes(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """Cut into runs of at most `BATCH_BYTES` of payload, or one message where it is larger."""
+    batches: list[Sequence[Message]] = []
+    first = size = 0
+    for index, message in enumerate(messages):
+        size += len(message.payload)
+        if size > BATCH_BYTES and index > first:
+            batches.append(messages[first:index])
+            first, size = index, len(message.payload)
+    batches.append(messages[first:])
+    return batches

@@ -1,0 +1,147 @@
+"""What plugins print: read with bounds, made harmless, kept as the last lines of each plugin.
+
+Lines of a plugin and lines of the host about it share one ring but not one form: the host writes
+the head of every line, and a plugin's text cannot leave its own line.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+
+import msgspec
+import trio
+
+MAX_LINE_BYTES = 8 * 1024
+MAX_KEPT_LINES = 2000
+MAX_KEPT_BYTES = 1024 * 1024
+BYTES_PER_S = 256 * 1024
+"""A plugin that prints faster is read slower: its own writes block, nobody else pays."""
+BURST_BYTES = 1024 * 1024
+LINES_PER_S = 500
+BURST_LINES = 2000
+"""Lines beyond this are counted and dropped."""
+HOST_STREAM = "host"
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """`number` counts all lines of the plugin from 1; `stream` is out, err or host."""
+
+    number: int
+    time: float
+    generation: int
+    stream: str
+    text: str
+
+    def __str__(self) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.time))
+        return f"{at}Z g{self.generation} {self.stream:<4} {self.text}"
+
+
+class LogRing:
+    """The last lines of one plugin, over all its generations."""
+
+    def __init__(self) -> None:
+        self._lines: deque[Line] = deque()
+        self._bytes = 0
+        self._next = 1
+        self.dropped = 0
+        """Lines that came too fast and were not kept."""
+
+    def add(self, generation: int, stream: str, text: str) -> None:
+        self._lines.append(Line(self._next, time.time(), generation, stream, text))
+        self._next += 1
+        self._bytes += len(text)
+        while len(self._lines) > MAX_KEPT_LINES or self._bytes > MAX_KEPT_BYTES:
+            self._bytes -= len(self._lines.popleft().text)
+
+    def lines(self, after: int, limit: int) -> tuple[list[Line], int]:
+        """Return up to `limit` lines after number `after` and the number to ask after next.
+
+        `after` 0 gives the newest `limit` lines, any other the oldest after it.
+        """
+        limit = max(0, limit)
+        if after == 0:
+            found = list(self._lines)[max(0, len(self._lines) - limit) :]
+        else:
+            found = [line for line in self._lines if line.number > after][:limit]
+        return found, found[-1].number if found else max(after, self._next - 1)
+
+    def last_text(self, generation: int) -> str:
+        """Return the last line that the generation's process printed, or an empty text."""
+        for line in reversed(self._lines):
+            if line.generation == generation and line.stream != HOST_STREAM and line.text.strip():
+                return line.text
+        return ""
+
+
+class _Bucket:
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._tokens, self._at = burst, trio.current_time()
+
+    def take(self, amount: float) -> float:
+        """Take tokens, into debt if need be; return the seconds until the debt is paid."""
+        now = trio.current_time()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        self._tokens -= amount
+        return max(0.0, -self._tokens / self._per_s)
+
+    def try_take(self) -> bool:
+        if self.take(1) == 0:
+            return True
+        self._tokens += 1
+        return False
+
+
+async def read_output(descriptor: int, ring: LogRing, generation: int, stream: str) -> None:
+    """Read a non-blocking descriptor to its end, line by line, into `ring`."""
+    byte_bucket, line_bucket = _Bucket(BYTES_PER_S, BURST_BYTES), _Bucket(LINES_PER_S, BURST_LINES)
+    dropped = 0
+    rest = b""
+    while True:
+        await trio.lowlevel.wait_readable(descriptor)
+        try:
+            data = os.read(descriptor, 64 * 1024)
+        except BlockingIOError:
+            continue
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES or (rest and not data):
+            lines.append(rest)
+            rest = b""
+        for line in lines:
+            for part in _parts(line):
+                if line_bucket.try_take():
+                    dropped = _tell_dropped(ring, generation, stream, dropped)
+                    ring.add(generation, stream, escape(part.decode("utf-8", "replace")))
+                else:
+                    dropped += 1
+                    ring.dropped += 1
+        if not data:
+            _tell_dropped(ring, generation, stream, dropped)
+            return
+        await trio.sleep(byte_bucket.take(len(data)))
+
+
+def _parts(line: bytes) -> list[bytes]:
+    if len(line) <= MAX_LINE_BYTES:
+        return [line]
+    return [line[at : at + MAX_LINE_BYTES] for at in range(0, len(line), MAX_LINE_BYTES)]
+
+
+def _tell_dropped(ring: LogRing, generation: int, stream: str, dropped: int) -> int:
+    if dropped:
+        ring.add(generation, HOST_STREAM, f"{dropped} lines of {stream} came too fast: dropped")
+    return 0
+
+
+def escape(text: str) -> str:
+    """Return `text` with everything that could steer a terminal or fake a line made visible."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
+        for char in text.rstrip("\r")
+    )

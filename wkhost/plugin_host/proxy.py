@@ -1,0 +1,136 @@
+"""A plugin as the dispatcher sees it, whichever process is behind it now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from wkhost.errors import PluginError
+from wkhost.hooks.target import (
+    Answer,
+    Answers,
+    ChannelGetCall,
+    SendCall,
+    UserGetCall,
+    WebhookAnswer,
+)
+from wkhost.hooks.verdict import Continue, Failure, Outcome
+from wkhost.plugin_host import calls
+from wkhost.plugin_host.calls import Pending
+from wkhost.plugin_host.session import Session
+from wkhost.types import Message
+
+PERSIST_AFTER_BUDGET_S = 30.0
+RECEIVE_BUDGET_S = 10.0
+WEBHOOK_BUDGET_S = 5.0
+
+
+class PluginProxy:
+    """Implements `hooks.target.Target`. A call goes to the generation that is current when it is
+    issued."""
+
+    def __init__(self, no: str, answers: Answers) -> None:
+        self.no = no
+        self.session: Session | None = None
+        self._answers = answers
+        self._switched = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<PluginProxy {self.no} {self.session!r}>"
+
+    @property
+    def ready(self) -> bool:
+        session = self.session
+        return session is not None and session.alive
+
+    def switch(self, session: Session) -> None:
+        """Make `session` current. Unsent calls of the old one, if it lives, move over at once."""
+        old, self.session = self.session, session
+        if old is not None and not old.failure:
+            old.drain_into(self._issue_again)
+        self._switched.set()
+        self._switched = trio.Event()
+
+    async def wait_ready(self) -> None:
+        """Return when some generation can take calls."""
+        while not self.ready:
+            await self._switched.wait()
+
+    def submit_send(self, call: SendCall) -> bool:
+        return self._submit(calls.send(call))
+
+    def submit_channel_get(self, call: ChannelGetCall) -> bool:
+        return self._submit(calls.channel_get(call))
+
+    def submit_user_get(self, call: UserGetCall) -> bool:
+        return self._submit(calls.user_get(call))
+
+    async def persist_after(self, messages: Sequence[Message]) -> None:
+        """Raises PluginError when it failed, died or took too long."""
+        budget_s = PERSIST_AFTER_BUDGET_S
+        answer = await self._ask(
+            lambda reply: calls.persist_after(messages, budget_s, reply), budget_s
+        )
+        self._need_continue("persist_after", answer)
+
+    async def receive(self, message: Message, uids: Sequence[str]) -> None:
+        """Raises PluginError when it failed, died or took too long."""
+        budget_s = RECEIVE_BUDGET_S
+        answer = await self._ask(
+            lambda reply: calls.receive(message, uids, budget_s, reply), budget_s
+        )
+        self._need_continue("receive", answer)
+
+    async def webhook(self, event: str, data_json: bytes) -> WebhookAnswer | Failure | None:
+        budget_s = WEBHOOK_BUDGET_S
+        answer = await self._ask(
+            lambda reply: calls.webhook(event, data_json, budget_s, reply), budget_s
+        )
+        return answer if isinstance(answer, WebhookAnswer | Failure) else None
+
+    async def config_update(self, config_json: bytes, number: int, budget_s: float) -> Answer:
+        """Offer a configuration to the current generation; anything but Continue is a veto."""
+        return await self._ask(
+            lambda reply: calls.config_update(config_json, number, budget_s, reply), budget_s
+        )
+
+    # --- issuing --------------------------------------------------------------------------------
+
+    def _submit(self, pending: Pending) -> bool:
+        session = self.session
+        if session is None or not session.alive:
+            failure = Failure(Outcome.CRASH, f"{self.no}: not running")
+            calls.deliver(self._answers, self.no, (pending,), failure)
+            return True
+        return session.submit(pending)
+
+    def _issue_again(self, pendings: list[Pending]) -> None:
+        for pending in pendings:
+            if not self._submit(pending):
+                failure = Failure(Outcome.OVERLOAD, f"{self.no}: too much waits")
+                calls.deliver(self._answers, self.no, (pending,), failure)
+
+    async def _ask(
+        self, make: Callable[[Callable[[Answer], None]], Pending], budget_s: float
+    ) -> Answer:
+        """Issue a call of the host's own and wait for its answer, a Failure included."""
+        answered = trio.Event()
+        found: list[Answer] = []
+
+        def reply(answer: Answer) -> None:
+            found.append(answer)
+            answered.set()
+
+        if not self._submit(make(reply)):
+            return Failure(Outcome.OVERLOAD, f"{self.no}: too much waits")
+        with trio.move_on_after(budget_s):
+            await answered.wait()
+        if found:
+            return found[0]
+        return Failure(Outcome.TIMEOUT, f"{self.no}: no answer within {budget_s:.0f} s")
+
+    def _need_continue(self, hook: str, answer: Answer) -> None:
+        if not isinstance(answer, Continue):
+            detail = answer.detail if isinstance(answer, Failure) else type(answer).__name__
+            raise PluginError(f"{self.no}: {hook} failed: {detail}")

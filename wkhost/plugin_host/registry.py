@@ -1,0 +1,122 @@
+"""Which plugins are installed and enabled, kept in <data>/plugins/registry.json.
+
+Usable with and without a running server: every change reads, changes and replaces the file under a
+lock on <data>/plugins/registry.lock, and is durable when the call returns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wkhost.errors import PluginError
+
+REGISTRY_FORMAT = 1
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One installed plugin. `folder` is relative to the plugins directory."""
+
+    no: str
+    version: str
+    digest: str
+    folder: str
+    source: str
+    enabled: bool = False
+    config: dict[str, Any] = {}
+    config_number: int = 1
+    generation: int = 0
+    """Number of the last process ever started."""
+
+
+class _File(msgspec.Struct, frozen=True):
+    format: int
+    plugins: dict[str, Entry]
+
+
+class Registry:
+    """The entries by plugin number. Each method blocks for at most a few milliseconds."""
+
+    def __init__(self, plugins_dir: Path) -> None:
+        self.plugins_dir = plugins_dir
+        self._path = plugins_dir / "registry.json"
+
+    def entries(self) -> dict[str, Entry]:
+        """Return all entries. Raises PluginError when the file is damaged or from a newer one."""
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        try:
+            file = msgspec.json.decode(data, type=_File)
+        except msgspec.DecodeError as error:
+            raise PluginError(f"{self._path}: damaged ({error})") from error
+        if file.format != REGISTRY_FORMAT:
+            raise PluginError(
+                f"{self._path}: expected format {REGISTRY_FORMAT}, got {file.format} "
+                "(written by another version of wkhost)"
+            )
+        return file.plugins
+
+    def get(self, no: str) -> Entry:
+        """Raises PluginError when `no` is not installed."""
+        entry = self.entries().get(no)
+        if entry is None:
+            raise PluginError(f"{no}: not installed")
+        return entry
+
+    def folder(self, entry: Entry) -> Path:
+        return self.plugins_dir / entry.folder
+
+    def put(self, entry: Entry) -> None:
+        with self._changing() as entries:
+            entries[entry.no] = entry
+
+    def change(self, no: str, **fields: Any) -> Entry:
+        """Replace `fields` of an entry and return it. Raises PluginError when not installed."""
+        with self._changing() as entries:
+            if no not in entries:
+                raise PluginError(f"{no}: not installed")
+            entries[no] = msgspec.structs.replace(entries[no], **fields)
+            return entries[no]
+
+    def remove(self, no: str) -> Entry:
+        """Raises PluginError when not installed."""
+        with self._changing() as entries:
+            entry = entries.pop(no, None)
+            if entry is None:
+                raise PluginError(f"{no}: not installed")
+            return entry
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Entry]]:
+        self.plugins_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(self.plugins_dir / "registry.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = self.entries()
+            yield entries
+            self._replace(entries)
+        finally:
+            os.close(lock)
+
+    def _replace(self, entries: dict[str, Entry]) -> None:
+        data = msgspec.json.encode(_File(REGISTRY_FORMAT, entries))
+        temporary = self._path.with_suffix(".new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(msgspec.json.format(data, indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        folder = os.open(self.plugins_dir, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,94 @@
+"""Plugins as the operator sees them, in the structs of the link's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+
+from wkhost.link import contract
+from wkhost.plugin_host.manifest import DEFAULT_POLICIES, Manifest
+from wkhost.plugin_host.order import Place, order_plugins
+from wkhost.plugin_host.registry import Entry
+from wkhost.plugin_host.supervisor import Supervisor
+
+
+def resting(entry: Entry, broken: str) -> contract.PluginStatus:
+    """A plugin that no supervisor runs."""
+    return contract.PluginStatus(
+        no=entry.no,
+        version=entry.version,
+        enabled=entry.enabled,
+        state="failed" if broken else ("stopped" if entry.enabled else "disabled"),
+        detail=broken,
+        generation=0,
+    )
+
+
+def running(
+    entry: Entry, supervisor: Supervisor, call_counts: dict[str, dict[str, int]]
+) -> contract.PluginStatus:
+    manifest = supervisor.plan.package.manifest
+    generation = supervisor.generation
+    alive = generation is not None and not generation.ended.is_set()
+    pid = generation.pid if generation is not None and alive else 0
+    rss_bytes, cpu_s = _usage(pid)
+    return contract.PluginStatus(
+        no=entry.no,
+        version=manifest.version,
+        enabled=entry.enabled,
+        state=supervisor.state,
+        detail=supervisor.detail,
+        generation=generation.number if generation is not None else 0,
+        pid=pid,
+        restarts=supervisor.restarts,
+        stage=manifest.stage.name.lower(),
+        priority=manifest.priority,
+        hooks=_policies(manifest),
+        rss_bytes=rss_bytes,
+        cpu_s=cpu_s,
+        calls=call_counts,
+    )
+
+
+def plugin_order(manifests: Sequence[Manifest]) -> contract.PluginOrder:
+    """Return, per hook that anyone has, the plugins in order with the reasons."""
+    by_no = {manifest.no: manifest for manifest in manifests}
+    places = order_plugins(manifests)
+    hooks = {
+        hook: [(place.no, place.reason) for place in places if hook in by_no[place.no].hooks]
+        for hook in DEFAULT_POLICIES
+    }
+    return contract.PluginOrder({hook: found for hook, found in hooks.items() if found})
+
+
+def order_until(no: str, manifests: Mapping[str, Manifest]) -> list[Place]:
+    """Return the places up to and including that of `no`."""
+    places = order_plugins(manifests.values())
+    index = next(i for i, place in enumerate(places) if place.no == no)
+    return places[: index + 1]
+
+
+def session_statistics(supervisor: Supervisor) -> dict[str, Any]:
+    generation = supervisor.generation
+    return {} if generation is None else generation.session.statistics()
+
+
+def _policies(manifest: Manifest) -> dict[str, str]:
+    policies = {hook: spec.policy.value for hook, spec in manifest.hooks.items()}
+    if "persist_after" in policies:
+        policies["persist_after"] = "retry"
+    return policies
+
+
+def _usage(pid: int) -> tuple[int, float]:
+    """Return resident bytes and CPU seconds of a process, zeros when it is gone."""
+    if not pid:
+        return 0, 0.0
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return process.memory_info().rss, times.user + times.system
+    except psutil.Error:
+        return 0, 0.0

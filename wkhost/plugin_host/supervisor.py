@@ -1,0 +1,238 @@
+"""One plugin's life: start, restart with back-off, reload, stop.
+
+Theory of operation. `run` keeps exactly one current generation. When it ends unasked, the next is
+started: at once the first time and after a long life, else after a pause that grows. `reload`
+starts the next beside the current one, waits for its credit, switches the proxy between two
+batches and drains the old one. Starts are serialised by a lock; old generations drain beside, each
+bounded in time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from wkhost.errors import PluginError
+from wkhost.hooks.target import Answers
+from wkhost.plugin_host.generation import Generation, Surroundings
+from wkhost.plugin_host.output import LogRing
+from wkhost.plugin_host.package import Package
+from wkhost.plugin_host.process import LaunchSpec
+from wkhost.plugin_host.proxy import PluginProxy
+from wkhost.plugin_host.session import Identity
+
+DRAIN_S = 5.0
+"""Longest wait for the calls that an old generation still has."""
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 30.0
+HEALTHY_S = 10.0
+"""A generation that lived so long forgives the failures before it."""
+
+log = structlog.get_logger(__name__)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What the next generation is made of."""
+
+    package: Package
+    config: dict[str, Any]
+    config_number: int
+
+    @property
+    def config_json(self) -> bytes:
+        return msgspec.json.encode(self.config)
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What a session must know of the server."""
+
+    max_payload_bytes: int
+    host_version: str
+
+
+class Supervisor:
+    """See the module. `next_generation` numbers processes over restarts of the server."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        around: Surroundings,
+        answers: Answers,
+        server: Server,
+        next_generation: Callable[[], Awaitable[int]],
+    ) -> None:
+        self.no = plan.package.manifest.no
+        self.plan = plan
+        self.proxy = PluginProxy(self.no, answers)
+        self.ring = LogRing()
+        self.state = "starting"
+        self.detail = ""
+        self.restarts = 0
+        self.stopped = trio.Event()
+        self._around = around
+        self._server = server
+        self._next_generation = next_generation
+        self._current: Generation | None = None
+        self._lock = trio.Lock()
+        self._wake = trio.Event()
+        self._starts = 0
+        """Starts since the last long life."""
+        self._starting: Generation | None = None
+        self._stop_reason = ""
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {self.no} {self.state}>"
+
+    @property
+    def generation(self) -> Generation | None:
+        """The current process, or the last one while there is none."""
+        return self._current
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the plugin running until `stop`. `started` after the first start, good or bad."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._start_missing()
+                task_status.started()
+                while not self._stop_reason:
+                    await self._watch()
+                if self._current is not None:
+                    await self._current.stop(self._stop_reason)
+        finally:
+            self.state = "stopped"
+            self.stopped.set()
+
+    async def reload(self, plan: Plan) -> None:
+        """Switch to a new generation made of `plan`; returns when it is current.
+
+        Raises PluginError if it does not start; then the old one stays as it was.
+        """
+        async with self._lock:
+            if self._stop_reason or self._nursery is None:
+                raise PluginError(f"{self.no}: is being stopped")
+            before = self.state
+            self.state = "reloading"
+            try:
+                await self._start(plan)
+            except PluginError:
+                if self.state == "reloading":
+                    self.state = before
+                raise
+            self.plan = plan
+
+    async def wait_idle(self) -> None:
+        """Return when no call is open at the current generation."""
+        if self._current is not None:
+            await self._current.session.wait_idle()
+
+    async def stop(self, reason: str) -> None:
+        """Stop for good: `reason` is disable, uninstall or shutdown. Returns when all is gone."""
+        self._stop_reason = reason
+        self._wake.set()
+        if self._starting is not None:
+            self._starting.session.end(f"stopped ({reason})")
+        await self.stopped.wait()
+
+    # --- one generation after the other ---------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Wait until something happens to the current generation, and see to it."""
+        current = self._current
+        if current is not None and not current.ended.is_set():
+            self._wake = trio.Event()
+            await self._wake.wait()
+            return
+        if current is not None:
+            # The process's end says more than the stream's, and comes with it.
+            with trio.move_on_after(0.05):
+                await current.gone.wait()
+            self._note_death(current)
+        await self._pause()
+        await self._start_missing()
+
+    def _note_death(self, current: Generation) -> None:
+        if trio.current_time() - current.started_at >= HEALTHY_S:
+            self._starts = 0
+        self.detail = current.failure
+        self.state = "backoff"
+        log.warning("plugin_died", plugin=self.no, generation=current.number, reason=self.detail)
+
+    async def _pause(self) -> None:
+        """Wait before a restart; ended early by a stop or by a reload that worked."""
+        if self._starts < 2:
+            return
+        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (self._starts - 2))
+        self._wake = trio.Event()
+        with trio.move_on_after(longest * random.uniform(0.75, 1.0)):
+            await self._wake.wait()
+
+    async def _start_missing(self) -> None:
+        """Start a generation if there is none that lives."""
+        async with self._lock:
+            current = self._current
+            if self._stop_reason or (current is not None and not current.ended.is_set()):
+                return
+            self.restarts += self._current is not None or self._starts > 0
+            self._starts += 1
+            try:
+                await self._start(self.plan)
+            except PluginError as error:
+                self.state, self.detail = "backoff", str(error)
+                log.warning("plugin_start_failed", plugin=self.no, reason=str(error))
+
+    async def _start(self, plan: Plan) -> None:
+        """Start a generation and make it current. Raises PluginError."""
+        assert self._nursery is not None
+        number = await self._next_generation()
+        generation = self._starting = self._make(plan, number)
+        try:
+            await self._nursery.start(generation.run)
+        finally:
+            self._starting = None
+        old, self._current = self._current, generation
+        self.proxy.switch(generation.session)
+        self.state, self.detail = "running", ""
+        log.info("plugin_running", plugin=self.no, generation=number, pid=generation.pid)
+        self._nursery.start_soon(self._tell_end, generation)
+        if old is not None and not old.ended.is_set():
+            self._nursery.start_soon(self._drain, old)
+        self._wake.set()
+
+    def _make(self, plan: Plan, number: int) -> Generation:
+        manifest = plan.package.manifest
+        spec = LaunchSpec(
+            manifest=manifest,
+            generation=number,
+            plugin_dir=plan.package.folder,
+            data_dir=plan.package.folder.parent / "data",
+            runtime_dir=self._around.runtime_dir / f"{self.no[:16]}.{number}",
+        )
+        identity = Identity(
+            manifest=manifest,
+            generation=number,
+            config_json=plan.config_json,
+            config_number=plan.config_number,
+            max_payload_bytes=self._server.max_payload_bytes,
+            host_version=self._server.host_version,
+        )
+        return Generation(spec, identity, self._around, self.ring)
+
+    async def _tell_end(self, generation: Generation) -> None:
+        await generation.ended.wait()
+        if generation is self._current:
+            self._wake.set()
+
+    async def _drain(self, old: Generation) -> None:
+        with trio.move_on_after(DRAIN_S):
+            await old.session.wait_idle()
+        if old.session.open_calls:
+            old.session.end("the drain limit has passed")
+        await old.stop("reload")
