@@ -3,9 +3,10 @@
 Theory of operation. `deliver` is synchronous and runs sync handlers straight in its loop: no task
 and no await per message. Calls of async handlers are queued; a runner task takes them one after
 the other, and only when a handler really suspends does another runner take over the rest
-(`_continue_elsewhere`, armed once per loop turn). Blocking handlers go to a bounded pool. Every
-answer lands in the outbox; `next_frame` gives all that gathered since the last frame, so one
-frame carries at least what one loop turn decided. Each call is answered exactly once.
+(`_continue_elsewhere`, armed once per loop turn). A sync handler may return a coroutine, for the
+calls that need one; it is queued like an async handler's call. Blocking handlers go to a bounded
+pool. Every answer lands in the outbox; `next_frame` gives all that gathered since the last frame,
+so one frame carries at least what one loop turn decided. Each call is answered exactly once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any
 
 from plugin_sdk import convert
@@ -48,9 +50,20 @@ class Handler:
 class Job:
     """One invocation of a handler: of one call, or of a batch of them."""
 
-    __slots__ = ("args", "binding", "call", "error", "handler", "ids", "proposed", "result")
+    __slots__ = (
+        "args",
+        "binding",
+        "call",
+        "error",
+        "handler",
+        "ids",
+        "proposed",
+        "result",
+        "work",
+    )
 
     def __init__(self, handler: Handler, ids: Sequence[int], args: tuple[Any, ...], call: Any):
+        self.work: Any = None
         self.handler = handler
         self.ids = ids
         self.args = args
@@ -147,6 +160,8 @@ class Dispatcher:
                 continue
             if verdict is None:
                 go_on(call.call_id)
+            elif type(verdict) is CoroutineType:
+                self._await_later(Job(handler, (call.call_id,), (), call), verdict)
             else:
                 self._answer(handler, call.call_id, verdict, call)
         self.outbox.wake()
@@ -201,16 +216,25 @@ class Dispatcher:
             self._unanswered += 1
             self._pool.submit(job)
         elif mark.is_async:
-            self._unanswered += 1
-            self._queue.append(job)
-            self._arm()
+            self._await_later(job, None)
         else:
             current_call.set(job.call)
             try:
                 job.result = job.handler.function(*job.args)
             except Exception as error:  # noqa: BLE001 - the border of one plugin call
                 job.error = error
-            self._finish(job)
+            if type(job.result) is CoroutineType:
+                self._await_later(job, job.result)
+            else:
+                self._finish(job)
+
+    def _await_later(self, job: Job, work: Any) -> None:
+        """Queue an async handler's call, or `work`, the coroutine that a sync one returned."""
+        job.work = work
+        job.binding = self._binding
+        self._unanswered += 1
+        self._queue.append(job)
+        self._arm()
 
     def _arm(self) -> None:
         if not self._armed:
@@ -233,7 +257,7 @@ class Dispatcher:
             current_call.set(job.call)
             current_binding.set(job.binding)
             try:
-                job.result = await job.handler.function(*job.args)
+                job.result = await (job.work or job.handler.function(*job.args))
             except Exception as error:  # noqa: BLE001 - the border of one plugin call
                 job.error = error
             except asyncio.CancelledError as error:

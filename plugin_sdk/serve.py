@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import grpc.aio
@@ -33,6 +34,7 @@ PROTOCOL_MAX = 1
 CREDIT_CALLS = 4096
 CREDIT_BYTES = 16 * 1024 * 1024
 LAST_ANSWER_S = 1.0
+PACKAGE_NAME = "plugin_package"
 EXIT_WRONG_PLUGIN = 1
 EXIT_HOST_GONE = 3
 _MAX_CONTROL_BYTES = 64 * 1024
@@ -78,18 +80,30 @@ def read_control(descriptor: int) -> Control:
 
 
 def load_plugin(plugin_dir: Path, main: str) -> type[Plugin]:
-    """Import the plugin's main file and find its class. Raises PluginDefinitionError."""
+    """Import the plugin's main file and find its class. Raises PluginDefinitionError.
+
+    A folder with an `__init__.py` is imported as a package, so that its files can import each other
+    relatively; the files of any other folder import each other by name.
+    """
     path = plugin_dir / main
     if not path.is_file():
         raise PluginDefinitionError(f"{path}: expected the plugin's main file, found none")
+    package_file = plugin_dir / "__init__.py"
+    if package_file.is_file():
+        _import_file(PACKAGE_NAME, package_file, [str(plugin_dir)])
+        return find_plugin(_import_file(f"{PACKAGE_NAME}.{path.stem}", path))
     sys.path.insert(0, str(plugin_dir))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    return find_plugin(_import_file(path.stem, path))
+
+
+def _import_file(name: str, path: Path, folders: list[str] | None = None) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
     if spec is None or spec.loader is None:
         raise PluginDefinitionError(f"{path}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    return find_plugin(module)
+    return module
 
 
 async def serve(control: Control, plugin_class: type[Plugin]) -> None:

@@ -74,6 +74,14 @@ class PluginTest:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
     async def __aenter__(self) -> PluginTest:
+        try:
+            await self._start()
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    async def _start(self) -> None:
         if self._data_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
             self._data_dir = Path(self._temporary.name)
@@ -88,7 +96,10 @@ class PluginTest:
         self._dispatcher = Dispatcher(self.plugin, loop, max_payload_bytes=self._max_payload_bytes)
         await self._dispatcher.lifecycle("start")
         self._pump = loop.create_task(self._take_answers())
-        return self
+
+    def _clean_up(self) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     async def __aexit__(
         self,
@@ -98,8 +109,7 @@ class PluginTest:
     ) -> None:
         self._pump.cancel()
         await asyncio.wait([self._pump])
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._clean_up()
 
     # Hooks
 

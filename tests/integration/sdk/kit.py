@@ -97,12 +97,13 @@ class TestHost(HooksServicer, HostApiServicer):
 
     # The process
 
-    def write_main(self, source: str) -> None:
-        (self.plugin_dir / "main.py").write_text(textwrap.dedent(source))
-
     def start(self, source: str) -> None:
-        """Write main.py, start the plugin process and give it its control line."""
-        self.write_main(source)
+        """Write main.py and start it."""
+        (self.plugin_dir / "main.py").write_text(textwrap.dedent(source))
+        self.start_installed()
+
+    def start_installed(self) -> None:
+        """Start the plugin process and give it its control line."""
         read, write = os.pipe()
         command = [sys.executable, "-I", "-c", BOOT, str(ROOT), "--control-fd", str(read)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=(read,), env={})
