@@ -34,7 +34,7 @@ FOREIGN = {
     "uvicorn": ("wkhost/api/",),
     "websockets": ("wkhost/gateway/layers.py",),
     "yaml": ("wkhost/config/file.py",),
-    "click": ("wkhost/cli/",),
+    "click": ("wkhost/cli/", "wkhost/api/worker.py"),
     "rich": ("wkhost/cli/",),
     "ahocorasick": ("plugins/",),
     "prometheus_client": ("wkhost/metrics/",),

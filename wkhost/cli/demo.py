@@ -16,10 +16,9 @@ from pathlib import Path
 import click
 
 from wkhost.cli.demo_script import MODERATION_CONFIG, Event, play
-from wkhost.cli.plugin_offline import OfflinePlugins
 from wkhost.cli.session import CommandError, Session, json_option, pass_session
 from wkhost.config.values import parse_address
-from wkhost.plugin_host.registry import Registry
+from wkhost.plugin_host.catalog import Catalog
 
 START_TIMEOUT_S = 60.0
 PLAY_TIMEOUT_S = 60.0
@@ -53,9 +52,9 @@ def demo(session: Session, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="wkhost-demo-") as folder:
         root = Path(folder)
         with session.err.status("starting a throw-away server with the moderation plugin ..."):
-            registry = Registry(root / "plugins")
-            OfflinePlugins(registry).install("moderation", enable=True)
-            registry.change("moderation", config=MODERATION_CONFIG)
+            catalog = Catalog(root / "plugins")
+            catalog.install("moderation", enable=True)
+            catalog.registry.change("moderation", config=MODERATION_CONFIG)
             server = _start(root)
         with _stopped_at_the_end(server):
             listening = _wait_ready(server, root)

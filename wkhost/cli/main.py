@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -63,17 +64,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _complain(error.format_message())
         return error.exit_code
-    except WkhostError as error:
-        _complain(one_sentence(error))
-        return 1
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        return 130
     except BrokenPipeError:
         # The reader of our output went away; the interpreter must not complain about it either.
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (WkhostError, OSError, click.Abort, KeyboardInterrupt, BaseExceptionGroup) as error:
+        return _failed(error)
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: BaseException) -> int:
+    """Say what went wrong outside of our code; anything else is a bug and is raised."""
+    causes = list(_leaves(error))
+    if any(isinstance(each, click.Abort | KeyboardInterrupt) for each in causes):
+        _complain("interrupted")
+        return 130
+    sentences = [_sentence_of(each) for each in causes]
+    if None in sentences:
+        raise error
+    for sentence in dict.fromkeys(sentences):
+        _complain(str(sentence))
+    return 1
+
+
+def _sentence_of(error: BaseException) -> str | None:
+    if isinstance(error, WkhostError):
+        return one_sentence(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors that are no groups: nurseries wrap what their tasks raise."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
 
 
 def _complain(sentence: str) -> None:

@@ -27,8 +27,8 @@ from wkhost.link.contract import (
     PluginStatus,
 )
 from wkhost.link.errors import NoServerError
+from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.package import builtin_folder, builtin_names, resolve_source
-from wkhost.plugin_host.registry import Registry
 
 FOLLOW_INTERVAL_S = 0.5
 
@@ -43,7 +43,7 @@ def plugin() -> None:
 
 
 def _offline(settings: Settings) -> plugin_offline.OfflinePlugins:
-    return plugin_offline.OfflinePlugins(Registry(settings.plugin_path))
+    return plugin_offline.OfflinePlugins(Catalog(settings.plugin_path))
 
 
 def _show(session: Session, status: PluginStatus, what: str, as_json: bool) -> None:
@@ -102,7 +102,7 @@ def install(
         source = each if builtin_folder(each) is not None else str(resolve_source(each))
         with session.err.status(f"installing {each} ..."):
             status = session.ask_or(
-                settings.root_dir,
+                settings.data_path,
                 InstallPlugin(source, enable=not disabled),
                 PluginStatus,
                 partial(_offline(settings).install, source, not disabled),
@@ -117,7 +117,7 @@ def list_(session: Session, as_json: bool) -> None:
     """List the installed plugins and their states."""
     settings = session.settings()
     answer = session.ask_or(
-        settings.root_dir, ListPlugins(), PluginList, lambda: _offline(settings).list()
+        settings.data_path, ListPlugins(), PluginList, lambda: _offline(settings).list()
     )
     if as_json:
         session.json([plugin_views.status_json(each) for each in answer.plugins])
@@ -135,7 +135,7 @@ def info(session: Session, no: str, as_json: bool) -> None:
     """Show one plugin: state, process, hooks, calls."""
     settings = session.settings()
     status = session.ask_or(
-        settings.root_dir, GetPlugin(no), PluginStatus, lambda: _offline(settings).get(no)
+        settings.data_path, GetPlugin(no), PluginStatus, lambda: _offline(settings).get(no)
     )
     if as_json:
         session.json(plugin_views.status_json(status))
@@ -165,7 +165,7 @@ def _switch(session: Session, no: str, enabled: bool, as_json: bool) -> None:
     settings = session.settings()
     action = "enable" if enabled else "disable"
     status = session.ask_or(
-        settings.root_dir,
+        settings.data_path,
         PluginAction(no, action),
         PluginStatus,
         lambda: _offline(settings).set_enabled(no, enabled),
@@ -186,9 +186,9 @@ def reload(session: Session, no: str, as_json: bool) -> None:
     settings = session.settings()
     try:
         with session.err.status(f"reloading {no} ..."):
-            status = session.ask(settings.root_dir, PluginAction(no, "reload"), PluginStatus)
+            status = session.ask(settings.data_path, PluginAction(no, "reload"), PluginStatus)
     except NoServerError:
-        raise plugin_offline.refuse_running("reload") from None
+        raise plugin_offline.needs_server("reload") from None
     _show(session, status, "reloaded", as_json)
 
 
@@ -200,7 +200,7 @@ def uninstall(session: Session, no: str, as_json: bool) -> None:
     """Remove a plugin."""
     settings = session.settings()
     session.ask_or(
-        settings.root_dir,
+        settings.data_path,
         PluginAction(no, "uninstall"),
         Done,
         lambda: _offline(settings).uninstall(no),
@@ -218,7 +218,7 @@ def order(session: Session, as_json: bool) -> None:
     """Show in which order plugins are asked, per hook, and why."""
     settings = session.settings()
     answer = session.ask_or(
-        settings.root_dir, GetPluginOrder(), PluginOrder, lambda: _offline(settings).order()
+        settings.data_path, GetPluginOrder(), PluginOrder, lambda: _offline(settings).order()
     )
     if as_json:
         session.json(
@@ -250,9 +250,9 @@ def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> 
     """Show what a plugin wrote to stdout, stderr and its log."""
     settings = session.settings()
     try:
-        link = connect_operator(settings.root_dir)
+        link = connect_operator(settings.data_path)
     except NoServerError:
-        raise plugin_offline.refuse_running("logs") from None
+        raise plugin_offline.needs_server("logs") from None
     with link:
         after = 0
         while True:

@@ -7,6 +7,7 @@ import click
 from wkhost.cli.session import Session, json_option, pass_session
 from wkhost.config import Settings
 from wkhost.config.values import Raw
+from wkhost.errors import ConfigError
 
 _LABELS = {
     "tcp": "clients, TCP",
@@ -57,8 +58,10 @@ def run(
     }
     overrides: dict[str, Raw] = {key: value for key, value in flags.items() if value is not None}
     settings = session.settings(overrides)
+    _make_root_dir(settings)
 
-    from wkhost import log, node
+    from wkhost import log
+    from wkhost.node import serve
 
     log.configure(
         log.level_of(settings.logger.level, debug=settings.debug),
@@ -73,7 +76,17 @@ def run(
                 session.line(line)
 
     use = settings.plugin.use
-    return node.serve(settings, plugins=None if use is None else list(use), ready=ready)
+    return serve(settings, plugins=None if use is None else list(use), ready=ready)
+
+
+def _make_root_dir(settings: Settings) -> None:
+    try:
+        settings.root_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"rootDir is {str(settings.root_dir)!r}, expected a folder that is there or can be "
+            f"made: {error.strerror}"
+        ) from error
 
 
 def banner(settings: Settings, listening: dict[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from wkhost.config import CONFIG_VARIABLE, Settings, load_settings
 from wkhost.config.values import Raw
-from wkhost.errors import ConfigError, WkhostError
+from wkhost.errors import ConfigError
 from wkhost.link.client_sync import connect_operator
 from wkhost.link.contract import Error, Request, Response
 from wkhost.link.errors import NoServerError
@@ -72,20 +72,20 @@ class Session:
         sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
         sys.stdout.flush()
 
-    def ask(self, root_dir: Path, request: Request, expect: type[R]) -> R:
+    def ask(self, data_dir: Path, request: Request, expect: type[R]) -> R:
         """Ask the running server.
 
         Raises NoServerError when none is running, CommandError when the server says no.
         """
-        with connect_operator(root_dir) as link:
+        with connect_operator(data_dir) as link:
             return expected(link.ask(request), expect)
 
     def ask_or(
-        self, root_dir: Path, request: Request, expect: type[R], offline: Callable[[], R]
+        self, data_dir: Path, request: Request, expect: type[R], offline: Callable[[], R]
     ) -> R:
         """Ask the running server, or do it directly on the data directory when it is stopped."""
         try:
-            return self.ask(root_dir, request, expect)
+            return self.ask(data_dir, request, expect)
         except NoServerError:
             return offline()
 
@@ -115,7 +115,7 @@ def json_option(command: F) -> F:
 pass_session = click.make_pass_decorator(Session)
 
 
-def one_sentence(error: WkhostError) -> str:
+def one_sentence(error: BaseException) -> str:
     """Return the text of an error for people."""
     prefix = "configuration: " if isinstance(error, ConfigError) else ""
     return prefix + plain(str(error))

@@ -89,3 +89,37 @@ def test_the_banner_says_what_listens_and_what_to_try() -> None:
     assert "tcp://0.0.0.0:5100" in text
     assert "curl http://127.0.0.1:5001/health" in text
     assert "secure" not in text
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").touch()
+    assert main(["run", "--root-dir", "file/below"]) == 1
+    assert "rootDir is 'file/below'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ExceptionGroup("x", [ExceptionGroup("y", [ConfigError("a is b")])]), 1, "a is b"),
+        (BaseExceptionGroup("x", [KeyboardInterrupt()]), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/data"), 1, "/data: Permission denied"),
+    ],
+)
+def test_errors_of_the_outside_are_sentences_even_in_groups(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("wkhost.cli.main.cli.main", fail)
+    assert main([]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ExceptionGroup("x", [ConfigError("a"), ZeroDivisionError()])
+
+    monkeypatch.setattr("wkhost.cli.main.cli.main", fail)
+    with pytest.raises(ExceptionGroup):
+        main([])
