@@ -92,6 +92,18 @@ async def test_ranges_are_ascending_inclusive_and_limited_at_the_wanted_end(stor
     assert seqs(21, 30, 100, newest_first=True) == []
 
 
+async def test_numbers_out_of_range_find_nothing(store: Store) -> None:
+    sent = message(1, 1)
+    await commit(store, [sent])
+    assert store.message_by_id(-1) is None
+    assert store.message_by_id(2**64) is None
+    assert store.read_messages("g", GROUP, -5, 2**70, 10) == [sent]
+    assert store.read_messages("g", GROUP, 1, -1, 10) == []
+    assert store.read_messages("g", GROUP, 1, 1, 0) == []
+    assert store.read_messages("g", GROUP, 1, 1, -1, True) == []
+    assert store.read_log(-3, 10) == [sent]
+
+
 async def test_channels_do_not_mix(store: Store) -> None:
     names = ["", "a", "aa", "a\0", "b", "é" * 100]
     sent = [message(i + 1, 1, name) for i, name in enumerate(names)]

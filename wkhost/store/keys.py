@@ -60,6 +60,8 @@ SCANNED_FAMILIES = frozenset({MESSAGE, LOG})
 LOG_SEGMENT = 256
 """Most messages of one `log` row."""
 
+MAX_U64 = 2**64 - 1
+
 _U64 = Struct(">Q")
 _CLIENT_VALUE = Struct(">QQQ")
 

@@ -81,11 +81,16 @@ class MessageReader(Reader):
         `newest_first` the highest. Ask again beyond the last for more.
         """
         prefix = keys.channel(channel_id, channel_type)
-        start = prefix + keys.u64(max(first_seq, 0))
-        end = keys.after(prefix + keys.u64(max(last_seq, 0)))
+        start = prefix + keys.u64(_clamped(first_seq))
+        end = keys.after(prefix + keys.u64(_clamped(last_seq)))
         rows = self._scan(keys.MESSAGE, start, end, limit, newest_first)
-        if newest_first:
+        while newest_first:
             rows.reverse()
+            if not rows or self._is_durable(rows[-1][1]):
+                break
+            # The newest are not durable yet: look below them.
+            first = next(key for key, value in rows if not self._is_durable(value))
+            rows = self._scan(keys.MESSAGE, start, first, limit, True)
         decode, seq_of = records.decode_message_of, keys.seq_of
         found = [decode(channel_id, channel_type, seq_of(key), value) for key, value in rows]
         while found and found[-1].log_pos > self._durable_log_pos:
@@ -94,6 +99,8 @@ class MessageReader(Reader):
 
     def message_by_id(self, message_id: int) -> Message | None:
         """Return the durable message with this id, or None."""
+        if not 0 <= message_id <= keys.MAX_U64:
+            return None
         key = self._get(keys.MESSAGE_ID, keys.u64(message_id))
         return None if key is None else self._message(key)
 
@@ -127,6 +134,7 @@ class MessageReader(Reader):
 
         At most `limit`, and never more than `MAX_SCAN_ROWS`; empty when there is nothing newer.
         """
+        after_pos = max(after_pos, 0)
         limit = min(limit, MAX_SCAN_ROWS, self._durable_log_pos - after_pos)
         if limit <= 0:
             return []
@@ -151,6 +159,9 @@ class MessageReader(Reader):
             return None
         message = records.decode_message(key, value)
         return message if message.log_pos <= self._durable_log_pos else None
+
+    def _is_durable(self, row: bytes) -> bool:
+        return records.log_pos_of(row) <= self._durable_log_pos
 
     def _newest_log_pos(self) -> int:
         rows = self._engine.scan(keys.LOG, b"", _LAST, 1, reverse=True)
@@ -179,6 +190,10 @@ class MessageReader(Reader):
             expected += 1
             if m.log_pos != expected:
                 raise ValueError(f"log_pos {m.log_pos}: expected {expected}")
+
+
+def _clamped(number: int) -> int:
+    return min(max(number, 0), keys.MAX_U64)
 
 
 def _undo(key: bytes, m: Message) -> list[Row]:

@@ -155,6 +155,14 @@ def decode_message_of(
     )
 
 
+def log_pos_of(value: bytes) -> int:
+    """Return the log_pos of a `message` row. Raises StoreError."""
+    try:
+        return _message(value).log_pos
+    except msgspec.MsgspecError as e:
+        raise _damaged("message", e) from e
+
+
 def decode_log(value: bytes) -> list[bytes]:
     """Return the message keys of a `log` row. Raises StoreError."""
     try:
