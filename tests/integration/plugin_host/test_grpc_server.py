@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -24,6 +25,9 @@ from wkhost.plugin_host.grpc import (
     UnaryMethod,
 )
 from wkhost.plugin_host.grpc.frames import WINDOW_UPDATE
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 MIB = 1024 * 1024
 
@@ -46,6 +50,9 @@ class Recorder:
             raise RuntimeError("a secret of the handler")
         self.seen.append(data)
 
+    def echo(self, data: bytes) -> None:
+        self.stream.send(data)
+
     def half_closed(self) -> None:
         self.seen.append("half closed")
         self.stream.finish()
@@ -57,9 +64,25 @@ class Recorder:
         self.seen.append(None if error is None else error.code)
 
 
+class CountingSocket(socket.socket):
+    """Counts system calls that move bytes."""
+
+    received = 0
+    sent = 0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self.received += 1
+        return super().recv(size, flags)
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        self.sent += 1
+        return super().send(data, flags)
+
+
 class Served:
     def __init__(self, nursery: trio.Nursery) -> None:
         ours, theirs = socket.socketpair()
+        self.socket = CountingSocket(fileno=ours.detach())
         self.handler = Recorder()
         self.cancelled = 0
         methods: Methods = {
@@ -67,7 +90,7 @@ class Served:
             "/t.T/Sleep": UnaryMethod(self._sleep),
             "/t.T/Bug": UnaryMethod(self._bug),
         }
-        self.connection = GrpcConnection(ours, methods)
+        self.connection = GrpcConnection(self.socket, methods)
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
         self.peer = RawPeer()
         self.over = trio.Event()
@@ -171,6 +194,27 @@ async def test_writable_comes_once_everything_is_on_its_way() -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert served.handler.stream.unsent_bytes == 0
         assert served.handler.seen == ["opened", "writable"]
+
+
+async def test_batch_costs_one_read_and_one_write() -> None:
+    async with serving() as served:
+        await served.say(served.peer.headers(1, "/t.T/B"))
+        served.socket.received = served.socket.sent = 0
+        for number in range(20):
+            served.handler.stream.send(b"calls, batch %d" % number)
+            verdicts = message(b"verdicts, one part") + message(b"and another part")
+            await served.say(served.peer.body(1, verdicts, end=False))
+        assert (served.socket.received, served.socket.sent) == (20, 20)
+        assert len(served.handler.seen) == 1 + 2 * 20
+
+
+async def test_answers_of_one_turn_share_a_write() -> None:
+    async with serving() as served:
+        served.handler.message = served.handler.echo  # type: ignore[method-assign]
+        await served.say(served.peer.headers(1, "/t.T/B"))
+        served.socket.sent = 0
+        await served.say(served.peer.body(1, message(b"something") * 30, end=False))
+        assert served.socket.sent == 1
 
 
 async def test_send_after_the_end_is_ignored() -> None:

@@ -62,7 +62,10 @@ class BidiStream(Protocol):
         """Bytes that neither flow control nor the socket has taken yet."""
 
     def send(self, data: bytes) -> None:
-        """Send one message; ignored when the call is already over."""
+        """Send one message; ignored when the call is already over.
+
+        Nothing bounds what is queued here: hold the next message while `unsent_bytes` is not 0.
+        """
 
     def finish(self, code: StatusCode = StatusCode.OK, message: str = "") -> None:
         """End the call after what was sent; ignored when it is already over."""
