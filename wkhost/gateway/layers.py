@@ -53,7 +53,7 @@ class Layer(TypingProtocol):
         ...
 
     def wrap(self, frames: Sequence[bytes], *, text: bool) -> bytes:
-        """Encode whole protocol frames for the socket."""
+        """Encode whole protocol frames for the socket. Raises RemoteProtocolError if it cannot."""
         ...
 
     def farewell(self) -> bytes:
@@ -104,6 +104,10 @@ class WebSocketLayer:
     def _shake_hands(self, request: Request) -> None:
         protocol = self._protocol
         assert isinstance(protocol, ServerProtocol)
+        if protocol.eof_sent:
+            # The library reads on behind the request and has given up on what it found there.
+            self.ended = True
+            raise RemoteProtocolError("what follows the WebSocket request is no frame")
         protocol.send_response(protocol.accept(request))
         self.forwarded = _forwarded_peer(request)
 
@@ -175,8 +179,8 @@ class TlsLayer:
         except ssl.SSLWantReadError:
             pass
         if inner.reply:
-            self._tls.write(inner.reply)
-            inner.reply = b""
+            reply, inner.reply = inner.reply, b""
+            self._tls.write(reply)
         self.ended = self.ended or inner.ended
         return b"".join(parts)
 
@@ -188,7 +192,10 @@ class TlsLayer:
         return self._seal(plain) if plain and not self.ended else b""
 
     def _seal(self, plain: bytes) -> bytes:
-        self._tls.write(plain)
+        try:
+            self._tls.write(plain)
+        except ssl.SSLError as e:
+            raise RemoteProtocolError(f"TLS: {e.reason or e}") from e
         return self._outgoing.read()
 
 

@@ -80,14 +80,12 @@ class Gateway(GatewayOutbox):
     Raises ConfigError if the WSS certificate cannot be used.
     """
 
-    def __init__(
-        self, settings: GatewaySettings, ingress: Ingress, wall_clock_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, wall_clock_ms: Callable[[], int]) -> None:
         context = load_certificate(settings) if settings.wss is not None else None
         table = ConnectionTable(settings)
         super().__init__(table, wall_clock_ms)
         self._settings = settings
-        self._ingress = ingress
+        self._ingress: Ingress
         self._acceptor = Acceptor(table, context)
         self._ready: list[tuple[int, int]] = []
         self._asking: deque[tuple[Client, Connect]] = deque()
@@ -99,13 +97,18 @@ class Gateway(GatewayOutbox):
     # Life
 
     async def run(
-        self, *, task_status: trio.TaskStatus[BoundAddresses] = trio.TASK_STATUS_IGNORED
+        self,
+        ingress: Ingress,
+        *,
+        task_status: trio.TaskStatus[BoundAddresses] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve until cancelled; started with the addresses once connections are taken.
+        """Serve for `ingress` until cancelled; started with the addresses once connections are
+        taken.
 
         On the way out every connection is closed silently. Raises ConfigError if an address
         cannot be bound.
         """
+        self._ingress = ingress
         try:
             addresses = self._acceptor.open()
             async with trio.open_nursery() as nursery:
@@ -180,14 +183,16 @@ class Gateway(GatewayOutbox):
             if client is None:
                 if not table.is_wake(fd):
                     self._acceptor.accept(fd, now)
-                continue
-            if mask & _EPOLLOUT and client.blocked:
-                table.write(client)
-            if mask & ~_EPOLLOUT and client.state != CLOSED:
-                now = self._read(client, mask, now)
-                if now > deadline:
-                    self._ready = ready[i + 1 :]
-                    break
+                    now = monotonic()
+            else:
+                if mask & _EPOLLOUT and client.blocked:
+                    table.write(client)
+                if mask & ~_EPOLLOUT and client.state != CLOSED:
+                    self._read(client, mask, now)
+                now = monotonic()
+            if now > deadline:
+                self._ready = ready[i + 1 :]
+                break
         self._hand_over()
         table.flush()
         table.statistics.sweeps += 1
@@ -224,44 +229,46 @@ class Gateway(GatewayOutbox):
 
     # One connection
 
-    def _read(self, client: Client, mask: int, now: float) -> float:
-        """Read once and digest it; returns the time after."""
+    def _read(self, client: Client, mask: int, now: float) -> None:
+        """Read once, digest it, and adapt how much to read the next time."""
         layer = client.layer
         if mask & _BROKEN and not mask & _EPOLLIN:
             self._table.close(client)
-            return now
+            return
         if not self._table.reading or client.resume_at:
-            return now  # an event from before reading was stopped
+            return  # an event from before reading was stopped
         if layer is not None and layer.handshaking:
             if self._handshakes >= HANDSHAKES:
-                return now  # still ready in the next sweep
+                return  # still ready in the next sweep
             self._handshakes += 1
         size = client.read_bytes or FIRST_READ_BYTES
         try:
             data = client.sock.recv(size)
         except BlockingIOError:
-            return now
+            return
         except OSError:
             data = b""
         if not data:
             self._table.close(client)
-            return now
+            return
         client.active = now
         client.in_bytes += len(data)
         self._table.statistics.in_bytes += len(data)
         if client.state == LEAVING:
-            return now
+            return
         packets_before = client.in_packets
         self._digest(client, data)
         if self._limited and client.state != CLOSED:
             self._limit(client, client.in_packets - packets_before, len(data), now)
-        after = monotonic()
-        took = after - now
-        if took > SLOW_READ_S:
+        if len(data) * 4 >= size:
+            self._adapt(client, size, len(data) == size, monotonic() - now)
+
+    @staticmethod
+    def _adapt(client: Client, size: int, full: bool, took_s: float) -> None:
+        if took_s > SLOW_READ_S:
             client.read_bytes = max(size >> 1, MIN_READ_BYTES)
-        elif len(data) == size < MAX_READ_BYTES and took < SLOW_READ_S / 4:
+        elif full and size < MAX_READ_BYTES and took_s < SLOW_READ_S / 4:
             client.read_bytes = size << 1
-        return after
 
     def _digest(self, client: Client, data: bytes | None) -> None:
         """Feed what was read (None: what is held) and act on it. The border of one client: a
@@ -328,6 +335,7 @@ class Gateway(GatewayOutbox):
             if client.conn.proxy_address is not None:
                 client.peer_host, client.peer_port = client.conn.proxy_address
             client.state = ASKED
+            self._table.file(client)  # the idle timeout may be the shorter one
             self._asking.append((client, packet))
         elif isinstance(packet, Sub):
             # Answered only so that clients do not wait. Source: wire protocol, packets, notes.
