@@ -14,7 +14,6 @@ from wkhost.cli.session import CommandError, Session, expected, json_option, pas
 from wkhost.config import Settings
 from wkhost.link.client_sync import connect_operator
 from wkhost.link.contract import (
-    Done,
     GetPlugin,
     GetPluginLogs,
     GetPluginOrder,
@@ -202,7 +201,7 @@ def uninstall(session: Session, no: str, as_json: bool) -> None:
     session.ask_or(
         settings.data_path,
         PluginAction(no, "uninstall"),
-        Done,
+        PluginStatus,
         lambda: _offline(settings).uninstall(no),
     )
     if as_json:

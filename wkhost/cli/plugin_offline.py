@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wkhost.errors import PluginError
-from wkhost.link.contract import Done, PluginList, PluginOrder, PluginStatus
+from wkhost.link.contract import PluginList, PluginOrder, PluginStatus
 from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.order import order_plugins
@@ -23,9 +23,11 @@ class OfflinePlugins:
         change = self._catalog.enable if enabled else self._catalog.disable
         return self._status(change(no))
 
-    def uninstall(self, no: str) -> Done:
+    def uninstall(self, no: str) -> PluginStatus:
+        """Return what it was last."""
+        last = self.get(no)
         self._catalog.uninstall(no)
-        return Done()
+        return last
 
     def get(self, no: str) -> PluginStatus:
         return self._status(self._catalog.registry.get(no))

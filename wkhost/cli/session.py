@@ -21,6 +21,8 @@ from wkhost.link.contract import Error, Request, Response
 from wkhost.link.errors import NoServerError
 
 DEFAULT_FILE = Path("wk.yaml")
+ANSWER_TIMEOUT_S = 60.0
+"""An install or a reload waits for the plugin's new process."""
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
@@ -77,7 +79,7 @@ class Session:
 
         Raises NoServerError when none is running, CommandError when the server says no.
         """
-        with connect_operator(data_dir) as link:
+        with connect_operator(data_dir, timeout_s=ANSWER_TIMEOUT_S) as link:
             return expected(link.ask(request), expect)
 
     def ask_or(
