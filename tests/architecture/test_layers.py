@@ -17,6 +17,7 @@ LAYERS = (
     ("kernel",),
     ("link",),
     ("plugin_host", "gateway", "api"),
+    ("node_settings",),
     ("node",),
     ("cli",),
     ("__main__",),
