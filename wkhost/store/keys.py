@@ -60,6 +60,9 @@ SCANNED_FAMILIES = frozenset({MESSAGE, LOG})
 LOG_SEGMENT = 256
 """Most messages of one `log` row."""
 
+_CACHED_LENGTH = 128
+"""Longer ids are not cached, so that the cache stays within a few MiB whatever clients send."""
+
 MAX_U64 = 2**64 - 1
 
 _U64 = Struct(">Q")
@@ -85,9 +88,15 @@ def string(text: str) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-@lru_cache(maxsize=16384)
 def channel(channel_id: str, channel_type: int) -> bytes:
-    """Return the prefix of a channel's rows (cached: the hot path asks for each message)."""
+    """Return the prefix of a channel's rows; the hot path asks for it once per message."""
+    if len(channel_id) <= _CACHED_LENGTH:
+        return _cached_channel(channel_id, channel_type)
+    return channel_type.to_bytes(1, "big") + string(channel_id)
+
+
+@lru_cache(maxsize=16384)
+def _cached_channel(channel_id: str, channel_type: int) -> bytes:
     return channel_type.to_bytes(1, "big") + string(channel_id)
 
 

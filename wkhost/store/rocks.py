@@ -161,6 +161,7 @@ class RocksEngine:
             raise StoreError(f"cannot write: {e}") from e
 
     async def sync(self) -> None:
+        self._check_not_closed()
         batch = self._next
         if batch is None:
             batch = self._next = _SyncBatch()
@@ -171,6 +172,7 @@ class RocksEngine:
             raise StoreError(f"cannot sync: {batch.error}") from batch.error
 
     async def reopen(self) -> None:
+        self._check_not_closed()
         await self._worker.run(self._close_quietly)
         await self._worker.run(self._open)
 
@@ -183,9 +185,9 @@ class RocksEngine:
             await self._worker.run(self._close_quietly)
         self._worker.stop()
 
-    def property_int(self, name: str) -> int:
-        """Return a number RocksDB keeps about itself, summed over families; 0 if unknown."""
-        return sum(view.property_int_value(name) or 0 for view in self._views.values())
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed")
 
     # --- sync, trio side
 
