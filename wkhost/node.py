@@ -1,42 +1,60 @@
 """The composition root: builds every part of one server, runs them, stops them in order.
 
-Nesting order is stop order: the store is opened first and closed last; the doors (gateway, API
-worker, link) open last and shut first. On SIGTERM or SIGINT the doors stop reading, what was
-admitted is answered and delivered, connections are closed silently (so clients come back), and
-the process ends with 0, all within `DRAIN_S`.
+Nesting order is stop order: the store is opened first and closed last, plugins run before the first
+message can come, the doors (gateway, link, API worker) open last and shut first. On SIGTERM or
+SIGINT the doors stop reading, what was admitted is answered and delivered, connections are closed
+silently (so clients come back), and the process ends with 0, all within `STOP_S`.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import secrets
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 import trio
 
+from wkhost import __version__
+from wkhost.api.supervisor import ApiWorker
 from wkhost.clock import Clock
 from wkhost.config import Settings
 from wkhost.config.values import Address
 from wkhost.errors import ConfigError
-from wkhost.gateway.settings import BoundAddresses, GatewaySettings
+from wkhost.gateway.settings import BoundAddresses
 from wkhost.gateway.sweep import Gateway
-from wkhost.hooks.specs import host_hooks
+from wkhost.hooks.specs import hookimpl, host_hooks
 from wkhost.kernel.kernel import Kernel
-from wkhost.kernel.settings import KernelSettings
+from wkhost.link.contract import SendMessage, Sent
 from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir
 from wkhost.link.server import LinkServer
-from wkhost.store.options import StoreOptions
+from wkhost.node_settings import (
+    gateway_settings,
+    kernel_settings,
+    store_options,
+    worker_settings,
+)
+from wkhost.plugin_host.host import PluginHost
+from wkhost.plugin_host.host_api import OnlineDevice
+from wkhost.plugin_host.process import descends_from
 from wkhost.store.store import Store, open_store
+from wkhost.types import Message
 
-DRAIN_S = 10.0
+STOP_S = 10.0
 """From SIGTERM to the end of the process, at most."""
+DRAIN_S = 6.0
+"""Of that, for answering and delivering what was admitted."""
+PLUGINS_STOP_S = 2.0
 SWITCH_INTERVAL_S = 0.0005
 """How long the main thread may keep the GIL from the committer thread. At the default of 5 ms the
-acknowledgement of an fsync came ten times later beside a busy loop."""
+acknowledgement of an fsync came several times later beside a busy loop."""
+HTTP_BACKLOG = 1024
 
 Ready = Callable[[dict[str, str]], None]
 """Told once where everything listens: tcp, ws, wss, http -> "host:port"."""
@@ -50,11 +68,10 @@ def serve(settings: Settings, *, plugins: list[str] | None, ready: Ready) -> int
     `plugins` is the set to start; None starts those enabled in the data directory. `ready` is
     called once everything listens.
 
-    Raises: ConfigError, DataDirectoryError, StoreError when the server cannot start.
+    Raises: ConfigError, DataDirectoryError, StoreError, PluginError when the server cannot start.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    node = Node(settings, plugins, ready)
-    trio.run(node.run, strict_exception_groups=True)
+    trio.run(Node(settings, plugins, ready).run)
     return 0
 
 
@@ -71,8 +88,7 @@ class Node:
 
     async def run(self) -> None:
         """Serve until told to stop."""
-        settings = self._settings
-        settings.root_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.root_dir.mkdir(parents=True, exist_ok=True)
         async with trio.open_nursery() as signals:
             await signals.start(self._watch_signals)
             async with self._open_store() as store:
@@ -81,57 +97,97 @@ class Node:
 
     @asynccontextmanager
     async def _open_store(self) -> AsyncIterator[Store]:
-        db = self._settings.db
-        store = await open_store(
-            self._settings.data_path,
-            options=StoreOptions(
-                mem_table_bytes=db.mem_table_bytes,
-                block_cache_bytes=db.block_cache_bytes,
-                write_buffer_bytes=db.write_buffer_bytes,
-                max_open_files=db.max_open_files,
-            ),
-        )
+        settings = self._settings
+        store = await open_store(settings.data_path, options=store_options(settings))
         try:
             yield store
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_S):
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_S):
                 await store.close()
 
     async def _serve(self, store: Store) -> None:
         settings = self._settings
         gateway = self._gateway = Gateway(gateway_settings(settings), self._clock.wall_ms)
+        events = host_hooks()
         kernel = Kernel(
             settings=kernel_settings(settings),
             store=store,
             outbox=gateway,
             clock=self._clock,
             node_id=settings.cluster.node_id,
-            events=host_hooks(),
+            events=events,
         )
         runtime_dir = open_runtime_dir(settings.data_path)
-        link = LinkServer(
-            runtime_dir / LINK_SOCKET, kernel.service, api_token=secrets.token_hex(32)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(kernel.run)
+            plugins = None
+            if settings.plugin.on:
+                plugins = self._plugin_host(kernel, runtime_dir)
+                events.register(_PluginEvents(plugins))
+                kernel.service.plugins = plugins
+                await nursery.start(plugins.run)
+                await plugins.start_set(self._plugin_names)
+            await self._open_doors(kernel, gateway, plugins, runtime_dir)
+            nursery.cancel_scope.cancel()
+
+    def _plugin_host(self, kernel: Kernel, runtime_dir: Path) -> PluginHost:
+        settings = self._settings
+        return PluginHost(
+            plugins_dir=settings.plugin_path,
+            runtime_dir=runtime_dir / "p",
+            store=kernel.store,
+            answers=kernel,
+            services=_HostServices(kernel),
+            chain_changed=kernel.chain_changed,
+            max_payload_bytes=settings.limits.payload_bytes,
+            host_version=__version__,
+            call_counts=kernel.call_counts,
         )
-        async with trio.open_nursery() as inner:
-            await inner.start(kernel.run)
+
+    async def _open_doors(
+        self,
+        kernel: Kernel,
+        gateway: Gateway,
+        plugins: PluginHost | None,
+        runtime_dir: Path,
+    ) -> None:
+        """Let clients, back ends and operators in until told to stop; then drain."""
+        settings = self._settings
+        token = secrets.token_hex(32)
+        link_path = runtime_dir / LINK_SOCKET
+        with _listen(settings.http_addr) as http:
+            worker = ApiWorker(http, worker_settings(settings, str(link_path), token))
+
+            def is_plugin_process(pid: int) -> bool:
+                """Besides the API worker, only plugins are started by this process."""
+                return pid != worker.pid and descends_from(pid, os.getpid())
+
+            link = LinkServer(
+                link_path, kernel.service, api_token=token, is_plugin_process=is_plugin_process
+            )
             async with trio.open_nursery() as doors:
                 await doors.start(link.run)
+                await doors.start(worker.run)
                 bound = await doors.start(gateway.run, kernel)
+                # What lives as long as the server need not be looked at by the collector again.
+                gc.collect()
                 gc.freeze()
-                self._ready(_addresses(bound))
+                self._ready(_addresses(bound, http))
                 await self._stop.wait()
-                await self._drain(kernel, gateway)
+                log.info("stopping", at_most_s=STOP_S)
+                await self._drain(kernel, gateway, plugins)
                 doors.cancel_scope.cancel()
-            inner.cancel_scope.cancel()
 
-    async def _drain(self, kernel: Kernel, gateway: Gateway) -> None:
-        log.info("stopping", at_most_s=DRAIN_S)
-        with trio.move_on_after(DRAIN_S * 0.8) as scope:
+    async def _drain(self, kernel: Kernel, gateway: Gateway, plugins: PluginHost | None) -> None:
+        with trio.move_on_after(DRAIN_S) as drained:
             gateway.quiesce()
             await kernel.drain()
             await gateway.drain()
-        if scope.cancelled_caught:
-            log.warning("stopped_before_drained", statistics=kernel.statistics()["send"])
+        if drained.cancelled_caught:
+            log.warning("not_drained_in_time", **kernel.statistics()["send"])
+        if plugins is not None:
+            with trio.move_on_after(PLUGINS_STOP_S):
+                await plugins.stop()
 
     async def _watch_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -158,58 +214,53 @@ class Node:
             log.info("certificate_reloaded")
 
 
-def gateway_settings(settings: Settings) -> GatewaySettings:
-    """Return the gateway's part of the configuration."""
-    limits = settings.limits
-    wss = settings.wss_config
-    return GatewaySettings(
-        tcp=_host_port(settings.addr),
-        ws=_host_port(settings.ws_addr),
-        wss=_host_port(settings.wss_addr) if settings.wss_addr else None,
-        wss_certificate=str(wss.cert_file or ""),
-        wss_key=str(wss.key_file or ""),
-        node_id=settings.cluster.node_id,
-        encryption=not settings.disable_encryption,
-        jsonrpc=not settings.disable_jsonrpc,
-        connect_timeout_s=settings.connect_timeout_s,
-        idle_timeout_s=settings.conn_idle_time_s,
-        max_frame_bytes=limits.frame_bytes,
-        outbox_bytes=limits.outbox_bytes,
-        max_connections=limits.connections,
-        max_connections_per_address=limits.connections_per_address,
-        rate_frames_per_s=limits.frames_per_second,
-        rate_bytes_per_s=limits.bytes_per_second,
-    )
+class _PluginEvents:
+    """Tells the plugin host what happens in the kernel."""
+
+    def __init__(self, plugins: PluginHost) -> None:
+        self._plugins = plugins
+
+    @hookimpl
+    def messages_stored(self, messages: Sequence[Message]) -> None:
+        self._plugins.log_grew()
 
 
-def kernel_settings(settings: Settings) -> KernelSettings:
-    """Return the kernel's part of the configuration."""
-    return KernelSettings(
-        token_auth_on=settings.token_auth_on,
-        manager_uid=settings.manager_uid,
-        manager_token=settings.manager_token,
-        whitelist_off_of_person=settings.whitelist_off_of_person,
-        visitors_on=settings.customer_service.visitors_on,
-        visitors_suffix=settings.customer_service.visitors_suffix,
-        plugin_timeout_s=settings.plugin.timeout_s,
-        max_payload_bytes=settings.limits.payload_bytes,
-        max_inflight_bytes=settings.limits.inflight_bytes,
-        max_inflight_bytes_per_connection=settings.limits.inflight_per_connection_bytes,
-        max_lane_bytes=settings.limits.lane_bytes,
-        retry_interval_s=settings.message_retry.interval_s,
-        retry_scan_s=settings.message_retry.scan_interval_s,
-        retry_max=settings.message_retry.max_count,
-    )
+class _HostServices:
+    """What plugins may ask of the kernel, as the plugin host needs it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    async def send_message(self, request: SendMessage, door: str, hop: int) -> Sent:
+        return await self._kernel.service.send(request, door=door, hop=hop)
+
+    def online_devices(self, uid: str) -> Sequence[OnlineDevice]:
+        return [
+            OnlineDevice(s.device_flag, s.device_level, s.device_id)
+            for s in self._kernel.presence.sessions(uid)
+        ]
 
 
-def _host_port(address: Address) -> tuple[str, int]:
-    return address.host, address.port
+def _listen(address: Address) -> socket.socket:
+    """Bind the business API's socket. Raises: ConfigError."""
+    try:
+        return socket.create_server(
+            (address.host, address.port),
+            family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
+            backlog=HTTP_BACKLOG,
+        )
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(f"httpAddr: cannot listen on {address}: {reason}") from error
 
 
-def _addresses(bound: BoundAddresses) -> dict[str, str]:
+def _addresses(bound: BoundAddresses, http: socket.socket) -> dict[str, str]:
     """Return the bound addresses by kind, as people write them."""
-    return {
+    listening = {
         kind: str(Address("", *address))
         for kind in ("tcp", "ws", "wss")
         if (address := getattr(bound, kind)) is not None
     }
+    host, port, *_ = http.getsockname()
+    listening["http"] = str(Address("", host, port))
+    return listening

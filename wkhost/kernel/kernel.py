@@ -50,7 +50,8 @@ class Kernel:
         node_id: int,
         events: pluggy.PluginManager,
     ) -> None:
-        monotonic = clock.monotonic_s
+        # Deadlines go to trio and to the plugin bridge, so they are on trio's clock.
+        monotonic = trio.current_time
         self._events = events
         self._outbox = outbox
         self.store = store
@@ -155,6 +156,14 @@ class Kernel:
         while self._send_path.inflight_bytes > 0 and self._committer.healthy:
             await self._committer.drain()
             await trio.sleep(0.01)
+
+    def call_counts(self, plugin_no: str) -> dict[str, dict[str, int]]:
+        """Return hook -> outcome -> count of one plugin since the start."""
+        counts: dict[str, dict[str, int]] = {}
+        for (no, hook, outcome), count in self._dispatcher.outcomes.items():
+            if no == plugin_no:
+                counts.setdefault(hook, {})[outcome] = count
+        return counts
 
     # --- Ingress --------------------------------------------------------------------------------
 

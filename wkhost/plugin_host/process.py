@@ -144,13 +144,7 @@ class PlainProcess:
             self._close_control()
 
     def owns(self, pid: int) -> bool:
-        for _ in range(_MAX_ANCESTORS):
-            if pid == self.pid:
-                return True
-            pid = _parent_of(pid)
-            if pid <= 1:
-                return False
-        return False
+        return descends_from(pid, self.pid)
 
     def signal(self, number: int) -> None:
         if self._popen.returncode is None:
@@ -248,6 +242,17 @@ def _sdk_path() -> str:
     if spec is None or spec.origin is None:
         raise PluginError("plugin_sdk: not installed beside wkhost")
     return str(Path(spec.origin).parent.parent)
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether process `pid` is `ancestor` or one of its descendants."""
+    for _ in range(_MAX_ANCESTORS):
+        if pid == ancestor:
+            return True
+        pid = _parent_of(pid)
+        if pid <= 1:
+            return False
+    return False
 
 
 def _parent_of(pid: int) -> int:

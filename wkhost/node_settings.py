@@ -1,0 +1,82 @@
+"""From the configuration tree to what each part is told. Translation only."""
+
+from __future__ import annotations
+
+from wkhost import log
+from wkhost.api.worker_settings import WorkerSettings
+from wkhost.config import Settings
+from wkhost.config.values import Address
+from wkhost.gateway.settings import GatewaySettings
+from wkhost.kernel.settings import KernelSettings
+from wkhost.store.options import StoreOptions
+
+
+def gateway_settings(settings: Settings) -> GatewaySettings:
+    """Return the gateway's part of the configuration."""
+    limits = settings.limits
+    wss = settings.wss_config
+    return GatewaySettings(
+        tcp=_host_port(settings.addr),
+        ws=_host_port(settings.ws_addr),
+        wss=_host_port(settings.wss_addr) if settings.wss_addr else None,
+        wss_certificate=str(wss.cert_file or ""),
+        wss_key=str(wss.key_file or ""),
+        node_id=settings.cluster.node_id,
+        encryption=not settings.disable_encryption,
+        jsonrpc=not settings.disable_jsonrpc,
+        connect_timeout_s=settings.connect_timeout_s,
+        idle_timeout_s=settings.conn_idle_time_s,
+        max_frame_bytes=limits.frame_bytes,
+        outbox_bytes=limits.outbox_bytes,
+        max_connections=limits.connections,
+        max_connections_per_address=limits.connections_per_address,
+        rate_frames_per_s=limits.frames_per_second,
+        rate_bytes_per_s=limits.bytes_per_second,
+    )
+
+
+def kernel_settings(settings: Settings) -> KernelSettings:
+    """Return the kernel's part of the configuration."""
+    return KernelSettings(
+        token_auth_on=settings.token_auth_on,
+        manager_uid=settings.manager_uid,
+        manager_token=settings.manager_token,
+        whitelist_off_of_person=settings.whitelist_off_of_person,
+        visitors_on=settings.customer_service.visitors_on,
+        visitors_suffix=settings.customer_service.visitors_suffix,
+        plugin_timeout_s=settings.plugin.timeout_s,
+        max_payload_bytes=settings.limits.payload_bytes,
+        max_inflight_bytes=settings.limits.inflight_bytes,
+        max_inflight_bytes_per_connection=settings.limits.inflight_per_connection_bytes,
+        max_lane_bytes=settings.limits.lane_bytes,
+        retry_interval_s=settings.message_retry.interval_s,
+        retry_scan_s=settings.message_retry.scan_interval_s,
+        retry_max=settings.message_retry.max_count,
+    )
+
+
+def _host_port(address: Address) -> tuple[str, int]:
+    return address.host, address.port
+
+
+def store_options(settings: Settings) -> StoreOptions:
+    """Return the store's part of the configuration."""
+    db = settings.db
+    return StoreOptions(
+        mem_table_bytes=db.mem_table_bytes,
+        block_cache_bytes=db.block_cache_bytes,
+        write_buffer_bytes=db.write_buffer_bytes,
+        max_open_files=db.max_open_files,
+    )
+
+
+def worker_settings(settings: Settings, link_path: str, link_token: str) -> WorkerSettings:
+    """Return what an API worker is told."""
+    return WorkerSettings(
+        link_path=link_path,
+        link_token=link_token,
+        manager_token=settings.manager_token,
+        mode=settings.mode,
+        max_body_bytes=settings.limits.http_body_bytes,
+        log_level=log.level_of(settings.logger.level, debug=settings.debug),
+    )
