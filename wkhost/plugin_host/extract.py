@@ -6,6 +6,7 @@ has no business holding. Whatever is refused, the caller removes the staging fol
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
 import tarfile
@@ -13,7 +14,7 @@ import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from wkhost.errors import PluginError
 
@@ -24,6 +25,8 @@ MAX_RATIO = 100
 MAX_NAME_BYTES = 512
 _RATIO_FREE_BYTES = 1024 * 1024
 _CHUNK = 256 * 1024
+_MAX_PADDING = 1024 * 1024
+"""Zeros that tar may write after the last entry."""
 _SETID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -163,7 +166,18 @@ def _stage_archive(file: IO[bytes], name: str, folder: Path) -> None:
 
 
 def _stage_tar(file: IO[bytes], staging: _Staging) -> None:
-    with tarfile.open(fileobj=file, mode="r|gz", errors="surrogateescape") as archive:
+    # tarfile's own reading of gzip streams never looks at the checksum.
+    packed = cast("IO[bytes]", gzip.GzipFile(fileobj=file))
+    _stage_tar_members(packed, staging)
+    rest = 0
+    while part := packed.read(_CHUNK):
+        rest += len(part)
+        if rest > _MAX_PADDING:
+            raise PluginError("package: data after the end of the archive")
+
+
+def _stage_tar_members(packed: IO[bytes], staging: _Staging) -> None:
+    with tarfile.open(fileobj=packed, mode="r|", errors="surrogateescape") as archive:
         for member in archive:
             name = member.name.removeprefix("./")
             if member.isdir():

@@ -34,7 +34,7 @@ from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.observers import Observer, cursor_name
 from wkhost.plugin_host.order import build_chain
-from wkhost.plugin_host.output import HOST_STREAM
+from wkhost.plugin_host.output import HOST_STREAM, LogRing
 from wkhost.plugin_host.package import Package, builtin_folder
 from wkhost.plugin_host.predicates import compile_predicate
 from wkhost.plugin_host.process import Launcher, PlainLauncher
@@ -106,6 +106,7 @@ class PluginHost:
         )
         self._active: dict[str, _Active] = {}
         self._broken: dict[str, str] = {}
+        self._rings: dict[str, LogRing] = {}
         self._observers: tuple[Observer, ...] = ()
         self._changing = trio.Lock()
         self._nursery: trio.Nursery | None = None
@@ -226,6 +227,7 @@ class PluginHost:
             await self._deactivate(no, "uninstall")
             await self._in_thread(self.catalog.uninstall, no)
             self._broken.pop(no, None)
+            self._rings.pop(no, None)
             await self._api.values(no).clear()
             self._api.forget(no)
             self._store.write(mutations.delete_cursor(cursor_name(no)))
@@ -263,10 +265,12 @@ class PluginHost:
         return self._status(self.catalog.registry.get(no))
 
     def logs(self, request: contract.GetPluginLogs) -> contract.PluginLogs:
-        active = self._active.get(request.no)
-        if active is None:
-            raise PluginError(f"{request.no}: not running, so there are no lines")
-        lines, following = active.supervisor.ring.lines(request.after, request.limit)
+        """Return lines of a plugin since the server started, whether it runs now or not."""
+        ring = self._rings.get(request.no)
+        if ring is None:
+            self.catalog.registry.get(request.no)
+            ring = LogRing()
+        lines, following = ring.lines(request.after, request.limit)
         return contract.PluginLogs([str(line) for line in lines], following)
 
     def order(self) -> contract.PluginOrder:
@@ -319,6 +323,7 @@ class PluginHost:
             around=self._around,
             answers=self._answers,
             server=self._server,
+            ring=self._rings.setdefault(plan.package.manifest.no, LogRing()),
             next_generation=_Numbers(self.catalog, plan.package.manifest.no).next,
         )
 

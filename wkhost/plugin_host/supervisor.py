@@ -65,12 +65,13 @@ class Supervisor:
         around: Surroundings,
         answers: Answers,
         server: Server,
+        ring: LogRing,
         next_generation: Callable[[], Awaitable[int]],
     ) -> None:
         self.no = plan.package.manifest.no
         self.plan = plan
         self.proxy = PluginProxy(self.no, answers)
-        self.ring = LogRing()
+        self.ring = ring
         self.state = "starting"
         self.detail = ""
         self.restarts = 0
