@@ -77,7 +77,10 @@ def rendered(event: Event) -> tuple[str, str]:
         case "api":
             return f"\n{'api':<6} {event.text}", "cyan"
         case "sent":
-            return f"\n{event.uid:<6} to {event.to}: {event.text}", "bold"
+            said = f"\n{event.uid:<6} to {event.to}: {event.text}"
+            if event.message_seq:
+                said += f"    (message {event.message_seq}, on disk after {event.ack_ms} ms)"
+            return said, "bold"
         case "received":
             return f"{'':<6}   {event.uid} reads: {event.text}", "green"
         case "refused":
