@@ -24,30 +24,42 @@ from wkhost.types import SYSTEM_UID, ChannelType, Flags, Message
 
 SLICE = 128
 """Connections pushed to in one synchronous stretch (about 1.3 ms)."""
+MESSAGE_BYTES = 512
+"""What a message takes on its way besides its payload and names."""
 UIDS_PER_SLICE = 4096
 """Uids looked up in one stretch: most members of a large group are offline."""
 RELOAD_DELAY_S = 0.1
 
 _NO_PERSIST = int(Flags.NO_PERSIST)
-_PERSON = int(ChannelType.PERSON)
+_TWO_UIDS = (int(ChannelType.PERSON), int(ChannelType.AGENT))
+_TEMP = int(ChannelType.TEMP)
+
+
+def weight(m: Message) -> int:
+    """Return the bytes that a message counts for while it is on its way."""
+    return len(m.payload) + len(m.channel_id) + len(m.client_msg_no) + len(m.topic) + MESSAGE_BYTES
 
 
 class Delivery:
-    """One message on its way out. `skip_conn_id` is the connection that sent it."""
+    """One message on its way out. `skip_conn_id` is the connection that sent it.
 
-    __slots__ = ("cursor", "message", "skip_conn_id", "uids")
+    `uids` up to `cursor` are done, but for `sessions`, the rest of the last uid's.
+    """
+
+    __slots__ = ("cursor", "message", "sessions", "skip_conn_id", "uids")
 
     def __init__(self, message: Message, skip_conn_id: int, uids: Sequence[str] | Loading) -> None:
         self.message = message
         self.skip_conn_id = skip_conn_id
         self.uids = uids
+        self.sessions: list[Session] = []
         self.cursor = 0
 
 
 class Fanout:
     """Owns what is waiting to be pushed, per channel.
 
-    `delivered(n)` is told the payload bytes of messages that are completely pushed.
+    `delivered(n)` is told the `weight` of each message that is completely pushed.
     """
 
     def __init__(
@@ -74,43 +86,43 @@ class Fanout:
     ) -> int:
         """Push `m` now, or behind what waits for its channel. Returns the connections served."""
         channel = (m.channel_id, m.channel_type)
-        if channel not in self._waiting:
-            if m.channel_type == _PERSON and recipients is None:
-                return self._push_person(m, skip_conn_id)
-            uids = self._recipients(m) if recipients is None else recipients
-            if not isinstance(uids, Loading) and len(uids) <= SLICE:
-                self._delivered(len(m.payload))
-                return self._push(m, skip_conn_id, uids)
-            self._waiting[channel] = deque((Delivery(m, skip_conn_id, uids),))
-            self._turn.append(channel)
-            self._wake.set()
+        uids = recipients_of(m, self._members) if recipients is None else recipients
+        waiting = self._waiting.get(channel)
+        if waiting is not None:
+            waiting.append(Delivery(m, skip_conn_id, uids))
             return 0
-        uids = self._recipients(m) if recipients is None else recipients
-        self._waiting[channel].append(Delivery(m, skip_conn_id, uids))
+        delivery = Delivery(m, skip_conn_id, uids)
+        if not isinstance(uids, Loading) and len(uids) <= SLICE:
+            sessions = self._sessions(uids)
+            if len(sessions) <= SLICE:
+                self._delivered(weight(m))
+                return self._push(m, skip_conn_id, sessions)
+            delivery.sessions = sessions
+            delivery.cursor = len(uids)
+        self._waiting[channel] = deque((delivery,))
+        self._turn.append(channel)
+        self._wake.set()
         return 0
 
-    def _push_person(self, m: Message, skip_conn_id: int) -> int:
-        self._delivered(len(m.payload))
-        first, second = halves(original_id(m.channel_id))
-        return self._push(m, skip_conn_id, (first, second) if first != second else (first,))
-
-    def _recipients(self, m: Message) -> Sequence[str] | Loading:
-        return recipients_of(m, self._members)
-
-    def _push(self, m: Message, skip_conn_id: int, uids: Sequence[str]) -> int:
-        """Push to every session of `uids` but the sending one."""
+    def _sessions(self, uids: Sequence[str]) -> list[Session]:
         by_uid = self._presence.by_uid
+        found: list[Session] = []
+        for uid in uids:
+            sessions = by_uid.get(uid)
+            if sessions is not None and uid != SYSTEM_UID:
+                found += sessions
+        return found
+
+    def _push(self, m: Message, skip_conn_id: int, sessions: Sequence[Session]) -> int:
+        """Push to every one of `sessions` but the sending one."""
         others: list[Session] = []
         own: list[Session] = []
         from_uid = m.from_uid
-        for uid in uids:
-            sessions = by_uid.get(uid)
-            if sessions is None or uid == SYSTEM_UID:
-                continue
-            if uid == from_uid:
-                own += [s for s in sessions if s.conn_id != skip_conn_id]
-            else:
-                others += sessions
+        for session in sessions:
+            if session.uid != from_uid:
+                others.append(session)
+            elif session.conn_id != skip_conn_id:
+                own.append(session)
         entry = None
         if not m.flags & _NO_PERSIST:
             entry = Pending(m.channel_id, m.channel_type, m.message_seq, self._clock())
@@ -142,7 +154,7 @@ class Fanout:
                 await trio.sleep(RELOAD_DELAY_S)
                 finished = False
             if finished:
-                self._delivered(len(queue.popleft().message.payload))
+                self._delivered(weight(queue.popleft().message))
             if queue:
                 self._turn.append(channel)
             else:
@@ -158,16 +170,20 @@ class Fanout:
                 self._members.load(uids)
                 return False
             uids = delivery.uids = _with_extra(delivery.message, uids.uids)
-        sessions = self._presence.by_uid
-        start = position = delivery.cursor
-        end = min(len(uids), start + UIDS_PER_SLICE)
-        connections = 0
-        while position < end and connections < SLICE:
-            connections += len(sessions.get(uids[position], ()))
+        by_uid = self._presence.by_uid
+        sessions = delivery.sessions
+        position = delivery.cursor
+        end = min(len(uids), position + UIDS_PER_SLICE)
+        while position < end and len(sessions) < SLICE:
+            uid = uids[position]
             position += 1
+            online = by_uid.get(uid)
+            if online is not None and uid != SYSTEM_UID:
+                sessions += online
         delivery.cursor = position
-        self._push(delivery.message, delivery.skip_conn_id, uids[start:position])
-        return position == len(uids)
+        delivery.sessions = sessions[SLICE:]
+        self._push(delivery.message, delivery.skip_conn_id, sessions[:SLICE])
+        return position == len(uids) and not delivery.sessions
 
     def statistics(self) -> dict[str, int]:
         return {
@@ -178,12 +194,12 @@ class Fanout:
 
 
 def recipients_of(m: Message, members: MemberLists) -> Sequence[str] | Loading:
-    """Return the uids a message goes to, the sender included. Raises: StoreError.
+    """Return the uids a message goes to, the sender included.
 
     Source: wire protocol, the table of channel types.
     """
-    channel_id = original_id(m.channel_id) if m.channel_type != ChannelType.TEMP else m.channel_id
-    if m.channel_type in (ChannelType.PERSON, ChannelType.AGENT):
+    channel_id = original_id(m.channel_id) if m.channel_type != _TEMP else m.channel_id
+    if m.channel_type in _TWO_UIDS:
         first, second = halves(channel_id)
         return (first, second) if first != second else (first,)
     uids = members.subscribers(channel_id, m.channel_type)

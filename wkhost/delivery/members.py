@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
+from wkhost.errors import StoreError
 from wkhost.store.keys import MemberKind
 from wkhost.store.records import Member
 
@@ -13,6 +14,8 @@ SLICE = 256
 """Rows read in one synchronous stretch."""
 KEPT_UIDS_MAX = 2_000_000
 """Uids kept over all channels; the channels used longest ago go first."""
+LIST_WEIGHT = 4
+"""A list itself counts as so many uids, so that empty ones are bounded too."""
 
 
 class MemberReader(Protocol):
@@ -26,11 +29,10 @@ class MemberReader(Protocol):
 class Loading:
     """A list that is being read; `done` once `uids` is complete."""
 
-    __slots__ = ("channel", "done", "uids", "version")
+    __slots__ = ("channel", "done", "uids")
 
-    def __init__(self, channel: tuple[str, int], version: int) -> None:
+    def __init__(self, channel: tuple[str, int]) -> None:
         self.channel = channel
-        self.version = version
         self.uids: list[str] = []
         self.done = False
 
@@ -42,21 +44,30 @@ class MemberLists:
         self._store = store
         self._kept: OrderedDict[tuple[str, int], list[str]] = OrderedDict()
         self._kept_uids = 0
-        self._version = 0
+        self._loading: dict[tuple[str, int], Loading] = {}
 
     def subscribers(self, channel_id: str, channel_type: int) -> list[str] | Loading:
-        """Return the subscribers, or what must be read on with `load`."""
+        """Return the subscribers, or what must be read on with `load`; never raises."""
         channel = (channel_id, channel_type)
         kept = self._kept.get(channel)
         if kept is not None:
             self._kept.move_to_end(channel)
             return kept
-        loading = Loading(channel, self._version)
-        self.load(loading)
+        loading = self._loading.get(channel)
+        if loading is not None:
+            return loading
+        loading = self._loading[channel] = Loading(channel)
+        try:
+            self.load(loading)
+        except StoreError:
+            # Not lost: whoever goes on with `load` meets the store's state then.
+            return loading
         return loading.uids if loading.done else loading
 
     def load(self, loading: Loading) -> None:
-        """Read one more slice. Raises: StoreError."""
+        """Read one more slice, unless others who wait for it did. Raises: StoreError."""
+        if loading.done:
+            return
         channel_id, channel_type = loading.channel
         after = loading.uids[-1] if loading.uids else ""
         rows = self._store.list_members(
@@ -65,19 +76,21 @@ class MemberLists:
         loading.uids += [row.uid for row in rows]
         if len(rows) < SLICE:
             loading.done = True
-            if loading.version == self._version:
+            # Another one, or none, means that the list was changed meanwhile.
+            if self._loading.get(loading.channel) is loading:
+                del self._loading[loading.channel]
                 self._keep(loading.channel, loading.uids)
 
     def changed(self, channel_id: str, channel_type: int) -> None:
         """Forget a channel's list; lists being read now are not kept."""
-        self._version += 1
+        self._loading.pop((channel_id, channel_type), None)
         old = self._kept.pop((channel_id, channel_type), None)
         if old is not None:
-            self._kept_uids -= len(old)
+            self._kept_uids -= LIST_WEIGHT + len(old)
 
     def _keep(self, channel: tuple[str, int], uids: list[str]) -> None:
         self._kept[channel] = uids
-        self._kept_uids += len(uids)
+        self._kept_uids += LIST_WEIGHT + len(uids)
         while self._kept_uids > KEPT_UIDS_MAX and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
-            self._kept_uids -= len(oldest)
+            self._kept_uids -= LIST_WEIGHT + len(oldest)

@@ -18,8 +18,10 @@ from wkhost.delivery.views import view_for_others, view_for_sender
 from wkhost.errors import StoreError
 from wkhost.types import Message
 
-SESSIONS_PER_SLICE = 512
-RETRIES_PER_SLICE = 64
+SLICE_WORK = 512
+"""What one synchronous stretch may do; a session looked at counts 1, a retry `RETRY_WORK`."""
+RETRY_WORK = 8
+RETRIES_PER_SLICE = SLICE_WORK // RETRY_WORK
 
 
 class HistoryReader(Protocol):
@@ -67,17 +69,28 @@ class Retries:
             await self._scan()
 
     async def _scan(self) -> None:
-        sessions = list(self._presence.by_conn.values())
-        for first in range(0, len(sessions), SESSIONS_PER_SLICE):
-            for session in sessions[first : first + SESSIONS_PER_SLICE]:
-                while session.pending and self._retry_due(session):
+        connected = self._presence.by_conn
+        work = 0
+        for session in list(connected.values()):
+            more = True
+            while more:
+                if work >= SLICE_WORK:
                     self._outbox.flush()
                     await trio.lowlevel.checkpoint()
-            self._outbox.flush()
-            await trio.lowlevel.checkpoint()
+                    work = 0
+                work += 1
+                more = False
+                if session.pending and session.conn_id in connected:
+                    looked_at = self._retry_due(session)
+                    work += looked_at * RETRY_WORK
+                    more = looked_at == RETRIES_PER_SLICE
+        self._outbox.flush()
 
-    def _retry_due(self, session: Session) -> bool:
-        """Push up to a slice of what is due for one session. True: there may be more."""
+    def _retry_due(self, session: Session) -> int:
+        """Push up to a slice of what is due for one session; return how many that were.
+
+        Fewer than `RETRIES_PER_SLICE`: nothing more is due, or the store cannot be read now.
+        """
         now = self._clock()
         due: list[tuple[int, Pending]] = []
         for message_id, entry in session.pending.items():
@@ -85,10 +98,10 @@ class Retries:
             if entry.pushed_at + self._interval_s > now or len(due) == RETRIES_PER_SLICE:
                 break
             due.append((message_id, entry))
-        for message_id, entry in due:
+        for looked_at, (message_id, entry) in enumerate(due):
             if not self._retry(session, message_id, entry, now):
-                return False
-        return len(due) == RETRIES_PER_SLICE
+                return looked_at
+        return len(due)
 
     def _retry(self, session: Session, message_id: int, entry: Pending, now: float) -> bool:
         """Push one message again, or give it up. False: the store cannot be read now."""

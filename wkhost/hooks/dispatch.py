@@ -29,6 +29,8 @@ HELD_BYTES_MAX = 16 * 1024 * 1024
 HELD_MESSAGES_MAX = 10_000
 HOLD_POLL_S = 0.05
 """How often a parked message's plugin is looked at; recovery must release within 100 ms."""
+TIMER_SLICE = 128
+"""Messages released or timed out in one synchronous stretch."""
 
 _CRASH = Failure(Outcome.CRASH, "the plugin is not running")
 _TIMEOUT = Failure(Outcome.TIMEOUT, "no verdict within the budget")
@@ -86,11 +88,13 @@ class Dispatcher:
         self._call_ids = count(1)
         self._open: dict[int, Passage | LookupCall] = {}
         self._held: dict[str, HeldQueue] = {}
+        self._more_held = False
         # Passages by deadline. Every budget is equally long, so this is in order by itself;
-        # decided ones are dropped when they reach the head.
+        # decided ones are dropped when they reach the head, so that their payloads go at once.
         self._deadlines: deque[tuple[float, Passage]] = deque()
         self._lookup_deadlines: list[tuple[float, int]] = []
         self._wake = trio.Event()
+        self._sleeps_until = float("inf")
         self.outcomes: Counter[tuple[str, str, Outcome]] = Counter()
         self.late_verdicts: Counter[str] = Counter()
 
@@ -106,9 +110,11 @@ class Dispatcher:
         if self._advance(passage):
             return True
         if passage.call_id:
-            if not self._deadlines:
-                self._wake.set()
-            self._deadlines.append((passage.deadline, passage))
+            deadlines = self._deadlines
+            while deadlines and not _waits(*deadlines[0]):
+                deadlines.popleft()
+            deadlines.append((passage.deadline, passage))
+            self._look_at(passage.deadline)
         return False
 
     def _advance(self, passage: Passage) -> bool:
@@ -200,6 +206,20 @@ class Dispatcher:
             failure = Failure(Outcome.CRASH, f"{type(answer).__name__} does not answer `send`")
         self._failed(passage, failure)
 
+    def _expire(self, passage: Passage) -> None:
+        """The budget is used up: the remaining steps time out too, each under its own policy."""
+        steps = passage.chain.send
+        message = passage.message
+        for index in range(passage.step, len(steps)):
+            step = steps[index]
+            if step.matches is not None and not step.matches(message):
+                continue
+            passage.step = index
+            if not self._apply_policy(passage, step, _TIMEOUT):
+                return
+        passage.step = len(steps)
+        self._decided(passage)
+
     def _failed(self, passage: Passage, failure: Failure) -> None:
         step = passage.chain.send[passage.step]
         if self._apply_policy(passage, step, failure):
@@ -233,18 +253,25 @@ class Dispatcher:
             passage.held_since = now
         queue.passages.append(passage)
         queue.bytes += len(passage.message.payload)
-        self._wake.set()
+        self._look_at(now + HOLD_POLL_S)
         return True
 
     def _release_held(self) -> None:
+        """Release a slice of what may go; the rest follows in the next turn of the timer."""
+        left = TIMER_SLICE
+        self._more_held = False
         for no, queue in list(self._held.items()):
             passages = queue.passages
             for _ in range(len(passages)):
+                if not left:
+                    self._more_held = True
+                    return
                 passage = passages[0]
                 step = passage.chain.send[passage.step]
                 overdue = self._clock() >= passage.held_since + step.hold_s
                 if not step.target.ready and not overdue:
                     break
+                left -= 1
                 passages.popleft()
                 queue.bytes -= len(passage.message.payload)
                 self._release(passage, step, overdue=overdue)
@@ -293,7 +320,7 @@ class Dispatcher:
         self._open[call_id] = call
         if call.submit(step.target, call_id):
             heapq.heappush(self._lookup_deadlines, (call.deadline, call_id))
-            self._wake.set()
+            self._look_at(call.deadline)
             return None
         if self._open.pop(call_id, None) is None:
             return None
@@ -342,14 +369,23 @@ class Dispatcher:
         task_status.started()
         while True:
             self._wake = trio.Event()
-            with trio.move_on_at(self._next_look()):
+            self._sleeps_until = self._next_look()
+            with trio.move_on_after(max(0.0, self._sleeps_until - self._clock())):
                 await self._wake.wait()
             self._end_overdue()
             if self._held:
                 self._release_held()
             self._turn_done()
 
+    def _look_at(self, at: float) -> None:
+        """Wake the timer task if it would sleep beyond `at`."""
+        if at < self._sleeps_until:
+            self._wake.set()
+
     def _next_look(self) -> float:
+        """Return when something may be due: at the latest then the timer must look."""
+        if self._more_held:
+            return self._clock()
         deadlines = self._deadlines
         while deadlines and not _waits(*deadlines[0]):
             deadlines.popleft()
@@ -366,12 +402,14 @@ class Dispatcher:
     def _end_overdue(self) -> None:
         now = self._clock()
         deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now:
+        left = TIMER_SLICE
+        while left and deadlines and deadlines[0][0] <= now:
             deadline, passage = deadlines.popleft()
             if _waits(deadline, passage):
+                left -= 1
                 del self._open[passage.call_id]
                 passage.call_id = 0
-                self._failed(passage, _TIMEOUT)
+                self._expire(passage)
         lookups = self._lookup_deadlines
         while lookups and lookups[0][0] <= now:
             _, call_id = heapq.heappop(lookups)

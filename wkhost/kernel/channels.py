@@ -63,13 +63,13 @@ class ChannelTable:
         state = self._young.get(key)
         if state is None:
             state = self._old.pop(key, None) or ChannelState(channel_id, channel_type)
+            if len(self._young) >= GENERATION_SIZE:
+                self._rotate()
             self._young[key] = state
         return state
 
-    def rotate(self) -> None:
-        """Drop what was not used lately. Call between stages, not inside one."""
-        if len(self._young) < GENERATION_SIZE:
-            return
+    def _rotate(self) -> None:
+        """Drop what was not used lately. What `get` gave last stays for another generation."""
         pinned = {key: state for key, state in self._old.items() if state.pins}
         self._old = self._young
         self._young = pinned

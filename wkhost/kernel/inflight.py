@@ -52,7 +52,7 @@ class Inflight(Passage):
 
     `conn_id` is the sending connection (0: another door), `done` the callback of another door.
     `joined` are repeats with the same client_msg_no that share its fate. `recipients` overrides
-    the channel's members (sends to a list of uids). `size` is the payload's size at admission.
+    the channel's members (sends to a list of uids). `size` is its weight at admission.
     `trusted` senders skip the checks of the sender.
     """
 
@@ -155,5 +155,6 @@ class Lanes:
             head.lane = None
             if head.progress is Progress.READY:
                 self._ready(head)
-        if not queue:
-            self._lanes.pop(lane.key, None)
+        # By identity: an answer given above may have sent again and opened a new lane.
+        if not queue and self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from wkhost.addressing import canonical_id, command_id, original_id, subscribers_channel_id
 from wkhost.clock import MessageIds
 from wkhost.delivery.boundary import Outbox
-from wkhost.delivery.fanout import Fanout
+from wkhost.delivery.fanout import Fanout, weight
 from wkhost.delivery.presence import Presence, Session
 from wkhost.errors import ReasonCode, StoreBusyError, StoreError
 from wkhost.hooks.dispatch import Dispatcher
@@ -49,6 +49,8 @@ from wkhost.types import (
 SUCCESS = int(ReasonCode.SUCCESS)
 _NO_PERSIST = int(Flags.NO_PERSIST)
 _SYNC_ONCE = int(Flags.SYNC_ONCE)
+JOINED_MAX = 1000
+"""Repeats that may wait for one message in flight."""
 _KEPT_SETTING = 0xFF & ~int(Setting.NO_ENCRYPT)
 """NO_ENCRYPT says how the SEND was encoded, nothing about the message."""
 _SYSTEM_ERROR = int(ReasonCode.SYSTEM_ERROR)
@@ -92,7 +94,7 @@ class SendPath:
         self._lanes = Lanes(self._ready, settings.max_lane_bytes)
         self._acks: list[tuple[int, Sendack]] = []
         self.inflight_bytes = 0
-        """Payload bytes between admission and delivery."""
+        """Bytes (`weight`) of what is between admission and delivery."""
         self.reasons: Counter[int] = Counter()
         """Answers by reason code."""
 
@@ -134,7 +136,7 @@ class SendPath:
             conn_id=session.conn_id,
             client_seq=send.client_seq,
         )
-        size = len(payload)
+        size = weight(message)
         if session.inflight_bytes + size > self._settings.max_inflight_bytes_per_connection:
             self._answer(m, _RATE_LIMIT, "too much of this connection waits")
             return
@@ -163,6 +165,7 @@ class SendPath:
             message_id = self._ids.next()
         except StoreBusyError:
             self.committer.raise_ceiling()
+            self.reasons[_SYSTEM_ERROR] += 1
             done(0, 0, _SYSTEM_ERROR, "no message ids while the store is not available")
             return
         message = Message(
@@ -186,7 +189,7 @@ class SendPath:
         if problem is not None:
             self._answer(m, *problem)
         else:
-            self._admit(m, len(request.payload))
+            self._admit(m, weight(message))
 
     def _address(self, request: SendMessage, from_uid: str) -> tuple[str, int]:
         if request.subscribers:
@@ -235,6 +238,9 @@ class SendPath:
         if first is not None:
             if first.joined is None:
                 first.joined = []
+            elif len(first.joined) >= JOINED_MAX:
+                self._answer(m, _RATE_LIMIT, "too many repeats of this message wait")
+                return True
             first.joined.append(Waiter(m.conn_id, m.client_seq, message.flags, m.done))
             return True
         try:
@@ -386,7 +392,7 @@ class SendPath:
         self._leave(m)
         message = m.message
         # A plugin may have replaced the payload; delivery gives back what it has now.
-        self.inflight_bytes += len(message.payload) - m.size
+        self.inflight_bytes += weight(message) - m.size
         if message.flags & _NO_PERSIST and message.client_msg_no:
             self._recent.remember(m.channel, message)
         self._answer(m, SUCCESS, "")

@@ -121,7 +121,6 @@ class Committer:
             queue = self._queue
             batch = [queue.popleft() for _ in range(min(len(queue), BATCH_MAX))]
             requests, self._requests = self._requests, []
-            self._channels.rotate()
             await self._commit(batch, requests)
 
     async def drain(self) -> None:

@@ -20,10 +20,11 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: int = 512 * 1024
     """Largest payload of one message, at every door."""
     max_inflight_bytes: int = 64 * 1024 * 1024
-    """Payload bytes between admission and delivery, in all; beyond it SENDs get reason 22."""
+    """Bytes of messages between admission and delivery, in all; beyond it SENDs get reason 22.
+    Here and below a message counts its payload, its names and 512 bytes."""
     max_inflight_bytes_per_connection: int = 4 * 1024 * 1024
     max_lane_bytes: int = 4 * 1024 * 1024
-    """Payload bytes that may wait in one lane (one sender in one channel)."""
+    """Bytes that may wait in one lane (one sender in one channel)."""
     retry_interval_s: float = 60.0
     retry_scan_s: float = 30.0
     retry_max: int = 5

@@ -308,7 +308,7 @@ async def test_a_failed_commit_is_answered_15_and_nothing_of_it_stays(
 
 
 async def test_too_much_in_flight_is_refused_with_22_and_nothing_leaks() -> None:
-    settings = KernelSettings(max_inflight_bytes_per_connection=1000)
+    settings = KernelSettings(max_inflight_bytes_per_connection=1500)
     async with running_kernel(settings) as k:
         target = ManualTarget("p", k.kernel)
         k.kernel.chain_changed(Chain(1, send=(Step(target, Policy.CLOSED),)))
