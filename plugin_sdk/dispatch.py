@@ -1,7 +1,8 @@
 """Calls in, verdicts out: finds the handler of each call, runs it and collects the answers.
 
-Theory of operation. `deliver` is synchronous and runs sync handlers straight in its loop: no task
-and no await per message. Calls of async handlers are queued; a runner task takes them one after
+Theory of operation. `deliver` runs sync handlers straight in its loop: no task and no await per
+message, only one pause per SLICE of a large batch, so that its first answers leave while the rest
+is decided. Calls of async handlers are queued; a runner task takes them one after
 the other, and only when a handler really suspends does another runner take over the rest
 (`_continue_elsewhere`, armed once per loop turn). A sync handler may return a coroutine, for the
 calls that need one; it is queued like an async handler's call. Blocking handlers go to a bounded
@@ -27,6 +28,8 @@ from plugin_sdk.plugin import HookMark, Plugin, bind_config
 from plugin_sdk.pool import BlockingPool
 from plugin_sdk.types import CONTINUE, Message, Refuse, Replace, Veto
 
+SLICE = 256
+"""Calls of sync handlers between two turns of the loop."""
 _LIFECYCLE = ("health", "config_update", "stop")
 _OBSERVED = ("channel_get", "user_get", "persist_after", "receive", "webhook")
 
@@ -102,12 +105,12 @@ class Dispatcher:
 
     # Calls in
 
-    def deliver(self, batch: Any) -> None:
+    async def deliver(self, batch: Any) -> None:
         """Take a CallBatch. Raises ProtocolError when its config number is unknown."""
         self._use_config(batch.config_number)
         current_binding.set(self._binding)
         if batch.send:
-            self._deliver_send(batch.send)
+            await self._deliver_send(batch.send)
         for name in _OBSERVED:
             calls = getattr(batch, name)
             if calls:
@@ -127,7 +130,7 @@ class Dispatcher:
         self._binding = self._plugin._binding = binding
         self._proposed = {n: b for n, b in self._proposed.items() if n > number}
 
-    def _deliver_send(self, calls: Any) -> None:
+    async def _deliver_send(self, calls: Any) -> None:
         handler = self._handlers.get("send")
         if handler is None:
             self._not_implemented("send", calls)
@@ -139,8 +142,12 @@ class Dispatcher:
             for call in calls:
                 args = (convert.message(call.message, call),)
                 self._start(Job(handler, (call.call_id,), args, call))
-        else:
+        elif len(calls) <= SLICE:
             self._send_inline(handler, calls)
+        else:
+            for start in range(0, len(calls), SLICE):
+                self._send_inline(handler, calls[start : start + SLICE])
+                await asyncio.sleep(0)
 
     def _send_inline(self, handler: Handler, calls: Any) -> None:
         """The hot loop."""

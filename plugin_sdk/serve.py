@@ -190,7 +190,7 @@ async def _read(stream: Any, dispatcher: Dispatcher) -> None:
             raise HostGoneError("the host closed the stream")
         if not frame.HasField("calls"):
             raise ProtocolError("expected calls after the handshake")
-        deliver(frame.calls)
+        await deliver(frame.calls)
 
 
 async def _write(stream: Any, dispatcher: Dispatcher) -> None:

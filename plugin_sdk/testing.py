@@ -220,7 +220,7 @@ class PluginTest:
         futures = [loop.create_future() for _ in ids]
         self._waiting.update(zip(ids, futures, strict=True))
         received = plugin_pb2.HostFrame.FromString(frame.SerializeToString())
-        self._dispatcher.deliver(received.calls)
+        await self._dispatcher.deliver(received.calls)
         answers = [await future for future in futures]
         for answer in answers:
             if isinstance(answer, str):

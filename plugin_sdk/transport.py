@@ -14,6 +14,9 @@ from plugin_sdk.wire.v1 import host_pb2, plugin_pb2
 CALL_TIMEOUT_S = 10.0
 CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
+    # On a Unix socket there is no bandwidth to probe; a fixed window saves a ping per batch.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1024 * 1024),
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.max_send_message_length", 64 * 1024 * 1024),

@@ -69,6 +69,16 @@ def test_a_batch_is_answered_in_one_frame(host: TestHost) -> None:
     assert sorted(host.next_frame().verdicts.continued) == list(range(1, 65))
 
 
+def test_the_first_answers_of_a_large_batch_leave_while_the_rest_is_decided(
+    host: TestHost,
+) -> None:
+    host.start(SHOUT)
+    host.ready()
+    host.send_calls(dict.fromkeys(range(1, 601), b"HELLO"))
+    assert list(host.next_frame().verdicts.continued) == list(range(1, 257))
+    assert len(host.answers(344)) == 344
+
+
 def test_every_verdict_arrives_as_written(host: TestHost) -> None:
     host.start(SHOUT)
     host.ready()
