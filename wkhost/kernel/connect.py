@@ -124,19 +124,23 @@ class Logins:
         if override is not None and override.authenticated is not None:
             if not override.authenticated:
                 return None
-            return override.device_level or DeviceLevel.SLAVE
-        if override is not None and override.token is not None:
+            level = int(DeviceLevel.SLAVE)
+        elif override is not None and override.token is not None:
             if not override.token or not _same(token, override.token):
                 return None
-            return override.device_level or DeviceLevel.SLAVE
-        if not settings.token_auth_on:
-            return DeviceLevel.SLAVE
-        if settings.visitors_on and uid.endswith(settings.visitors_suffix):
-            return DeviceLevel.SLAVE
-        record = self._store.device(uid, connect.device_flag)
-        if record is None or not record.token or not _same(token, record.token):
-            return None
-        return record.device_level
+            level = int(DeviceLevel.SLAVE)
+        elif not settings.token_auth_on or (
+            settings.visitors_on and uid.endswith(settings.visitors_suffix)
+        ):
+            level = int(DeviceLevel.SLAVE)
+        else:
+            record = self._store.device(uid, connect.device_flag)
+            if record is None or not record.token or not _same(token, record.token):
+                return None
+            level = record.device_level
+        if override is not None and override.device_level is not None:
+            return override.device_level
+        return level
 
     def _banned(self, uid: str, override: UserAnswer | None) -> bool:
         if override is not None and override.ban is not None:
@@ -180,6 +184,7 @@ class Logins:
         for session in kicked:
             self._drop(session)
             self._outbox.disconnect(session.conn_id, ReasonCode.CONNECT_KICK, text, close_after_s)
+        self._outbox.flush()
         return len(kicked)
 
     def _drop(self, session: Session) -> None:

@@ -4,7 +4,8 @@ Theory of operation. One `AnswerCache` per kind of question. A question that is 
 at once; one that is being asked already is joined; otherwise the dispatcher asks the plugins, and
 whoever waits is called back. Answers are kept in memory for their TTL; long ones also in the
 store, so that a restart does not ask everything again. "No override" is an answer too and is kept
-for `CONTINUE_TTL_S`. Failures are not kept.
+for `CONTINUE_TTL_S`. Failures are not kept. What is kept and joined holds for the current chain:
+a message that was admitted under an older one asks for itself.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class AnswerCache:
         self._store = store
         self._clock = clock
         self._wall_ms = wall_ms
+        self._steps: tuple[Step, ...] = ()
         self._decoder: msgspec.msgpack.Decoder[Kept] = msgspec.msgpack.Decoder(answer_type)
         self._kept: OrderedDict[Hashable, tuple[float, Kept]] = OrderedDict()
         self._asking: dict[Hashable, list[Callable[[LookupAnswer], None]]] = {}
@@ -75,20 +77,17 @@ class AnswerCache:
         self.asked = 0
         self.joined = 0
 
-    def clear(self) -> None:
-        """Forget what is kept in memory: the chain changed."""
+    def chain_changed(self, steps: tuple[Step, ...]) -> None:
+        """Keep answers of `steps` from now on, and forget those of other plugins."""
+        self._steps = steps
         self._kept.clear()
-
-    def forget(self, key: Hashable, steps: tuple[Step, ...]) -> None:
-        """Void one answer, in the store too."""
-        self._kept.pop(key, None)
-        try:
-            self._store.write(mutations.delete_cache(self._row_key(key, steps)))
-        except StoreError as error:
-            log.warning("cache_not_cleared", kind=self._name, error=str(error))
+        # Who asks already still hears of it, but nobody joins, and nothing of it is kept.
+        self._asking = {}
 
     def find(self, key: Hashable, steps: tuple[Step, ...]) -> tuple[bool, Kept]:
         """Return (True, answer) when an answer is kept."""
+        if steps is not self._steps:
+            return False, None
         entry = self._kept.get(key)
         if entry is not None:
             if entry[0] > self._clock():
@@ -104,8 +103,11 @@ class AnswerCache:
             return False, None
         if row is None:
             return False, None
-        answer = self._decoder.decode(row)
-        assert answer is not None
+        try:
+            answer = self._decoder.decode(row)
+        except msgspec.MsgspecError:
+            # Written by another version: as good as not kept.
+            return False, None
         self.hits += 1
         # The row's own expiry holds; memory only shortens the way for a while.
         self._keep(key, answer, CONTINUE_TTL_S)
@@ -120,24 +122,42 @@ class AnswerCache:
         done: Callable[[LookupAnswer], None],
     ) -> None:
         """Ask the plugins, or join who asks already. `done` may be called before this returns."""
-        waiting = self._asking.get(key)
-        if waiting is not None:
+        if steps is not self._steps:
+            self.asked += 1
+            dispatcher.look_up(make_call(steps, done))
+            return
+        joined = self._asking.get(key)
+        if joined is not None:
             self.joined += 1
-            waiting.append(done)
+            joined.append(done)
             return
         self.asked += 1
-        self._asking[key] = [done]
-        dispatcher.look_up(make_call(steps, lambda answer: self._answered(key, steps, answer)))
+        waiting = self._asking[key] = [done]
+        dispatcher.look_up(
+            make_call(steps, lambda answer: self._answered(key, steps, waiting, answer))
+        )
 
-    def _answered(self, key: Hashable, steps: tuple[Step, ...], answer: LookupAnswer) -> None:
+    def _answered(
+        self,
+        key: Hashable,
+        steps: tuple[Step, ...],
+        waiting: list[Callable[[LookupAnswer], None]],
+        answer: LookupAnswer,
+    ) -> None:
+        if self._asking.get(key) is waiting:
+            del self._asking[key]
+            self._take(key, steps, answer)
+        for done in waiting:
+            done(answer)
+
+    def _take(self, key: Hashable, steps: tuple[Step, ...], answer: LookupAnswer) -> None:
+        """Keep an answer for as long as it holds."""
         if answer is None:
             self._keep(key, None, CONTINUE_TTL_S)
         elif isinstance(answer, ChannelAnswer | UserAnswer) and answer.ttl_s > 0:
             self._keep(key, answer, answer.ttl_s)
             if answer.ttl_s >= STORED_TTL_S:
                 self._keep_stored(key, steps, answer)
-        for done in self._asking.pop(key):
-            done(answer)
 
     def _keep(self, key: Hashable, answer: Kept, ttl_s: float) -> None:
         self._kept[key] = (self._clock() + ttl_s, answer)
@@ -192,8 +212,10 @@ class Lookups:
 
     def chain_changed(self) -> None:
         """Other plugins may answer otherwise."""
-        for cache in (self._channels, self._users, self._logins):
-            cache.clear()
+        chain = self.dispatcher.chain
+        self._channels.chain_changed(chain.channel_get)
+        self._users.chain_changed(chain.user_get)
+        self._logins.chain_changed(chain.user_get)
 
     # --- for messages ---------------------------------------------------------------------------
 

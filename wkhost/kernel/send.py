@@ -49,6 +49,8 @@ from wkhost.types import (
 SUCCESS = int(ReasonCode.SUCCESS)
 _NO_PERSIST = int(Flags.NO_PERSIST)
 _SYNC_ONCE = int(Flags.SYNC_ONCE)
+MAX_CHANNEL_TYPE = 255
+_PAIR_TYPES = (ChannelType.PERSON, ChannelType.AGENT)
 JOINED_MAX = 1000
 """Repeats that may wait for one message in flight."""
 _KEPT_SETTING = 0xFF & ~int(Setting.NO_ENCRYPT)
@@ -472,6 +474,10 @@ def _problem_of(
     """Return why a request can never be sent, as (reason, text), or None."""
     if len(request.payload) > max_payload_bytes:
         return _UNDECODABLE, f"payload: at most {max_payload_bytes} bytes"
+    if not 0 <= request.channel_type <= MAX_CHANNEL_TYPE:
+        return ReasonCode.NOT_SUPPORT_CHANNEL_TYPE, f"channel_type: 0 to {MAX_CHANNEL_TYPE}"
+    if "@" in request.from_uid and request.channel_type in _PAIR_TYPES:
+        return ReasonCode.CHANNEL_ID_ERROR, "from_uid: holds @, which parts the uids of a chat"
     for name, text in (
         ("from_uid", request.from_uid),
         ("channel_id", channel_id),
