@@ -180,7 +180,7 @@ class TlsLayer:
             pass
         if inner.reply:
             reply, inner.reply = inner.reply, b""
-            self._tls.write(reply)
+            self._write(reply)
         self.ended = self.ended or inner.ended
         return b"".join(parts)
 
@@ -193,10 +193,16 @@ class TlsLayer:
 
     def _seal(self, plain: bytes) -> bytes:
         try:
-            self._tls.write(plain)
+            self._write(plain)
         except ssl.SSLError as e:
             raise RemoteProtocolError(f"TLS: {e.reason or e}") from e
         return self._outgoing.read()
+
+    def _write(self, plain: bytes) -> None:
+        write = self._tls.write
+        sent = write(plain)
+        while sent < len(plain):  # OpenSSL may stop after each record of 16 KiB
+            sent += write(memoryview(plain)[sent:])
 
 
 def _forwarded_peer(request: Request) -> tuple[str, int] | None:

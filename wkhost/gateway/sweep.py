@@ -85,7 +85,7 @@ class Gateway(GatewayOutbox):
         table = ConnectionTable(settings)
         super().__init__(table, wall_clock_ms)
         self._settings = settings
-        self._ingress: Ingress
+        self._ingress: Ingress  # set by run
         self._acceptor = Acceptor(table, context)
         self._ready: list[tuple[int, int]] = []
         self._asking: deque[tuple[Client, Connect]] = deque()
@@ -158,6 +158,8 @@ class Gateway(GatewayOutbox):
         Cancellation: connections are closed in any case, what is unwritten is lost.
         """
         self.quiesce()
+        if not self._table.by_id:
+            return
         self._drained = trio.Event()
         self._table.wake()
         try:

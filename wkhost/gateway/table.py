@@ -306,5 +306,6 @@ class ConnectionTable:
         for client in list(self.by_id.values()):
             self.close(client)
         self.dirty.clear()
+        self._woken = True  # nobody listens any more
         self.epoll.close()
         os.close(self._wake_fd)

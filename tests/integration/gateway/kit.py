@@ -118,9 +118,9 @@ async def serve(settings: GatewaySettings | None = None) -> AsyncIterator[Served
         nursery.cancel_scope.cancel()
 
 
-async def until(predicate: Callable[[], bool]) -> None:
+async def until(predicate: Callable[[], bool], *, within_s: float = 10) -> None:
     """Wait for something that only shows in the state of the server."""
-    with trio.fail_after(10):
+    with trio.fail_after(within_s):
         while not predicate():  # noqa: ASYNC110 - statistics tell nobody when they change
             await trio.sleep(0.002)
 

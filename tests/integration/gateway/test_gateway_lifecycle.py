@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 
 import pytest
@@ -224,6 +225,21 @@ async def test_drain_gives_up_on_a_client_that_does_not_read() -> None:
                 await served.gateway.drain()
             assert scope.cancelled_caught
             assert served.gateway.statistics().connections == 0
+
+
+async def test_drain_of_an_empty_gateway_ends_at_once() -> None:
+    with trio.fail_after(2):
+        async with serve() as served:
+            await served.gateway.drain()
+        await served.gateway.drain()  # also when it has stopped
+
+
+async def test_small_frames_leave_without_delay() -> None:
+    with trio.fail_after(5):
+        async with serve() as served:
+            await login(served, "alice")
+            sock = served.gateway._table.by_id[1].sock
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 async def test_a_thousand_connections_leave_no_descriptor(all_transports: GatewaySettings) -> None:

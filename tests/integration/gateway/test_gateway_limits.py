@@ -117,6 +117,26 @@ async def test_message_larger_than_the_outbox_passes_when_nothing_else_waits() -
             assert (await client.recv()).payload == payload
 
 
+@pytest.mark.parametrize("kind", ["ping", "websocket ping", "send"])
+async def test_client_that_asks_and_never_reads_is_closed(
+    all_transports: GatewaySettings, kind: str
+) -> None:
+    with trio.fail_after(60):
+        async with serve(all_transports) as served, trio.open_nursery() as nursery:
+            client = await login(served, "alice", "ws" if kind.startswith("web") else "tcp")
+            if kind == "ping":
+                data = client.conn.ping() * 50_000
+            elif kind == "send":
+                data = client.conn.send(Send(1, "m", "nobody", 1, b"x")) * 500
+            else:
+                data = (b"\x89\xfdabcd" + b"x" * 125) * 1_000
+            raw = TestClient(served.streams[-1], client.conn)
+            nursery.start_soon(flood, raw, data)
+            await until(lambda: served.gateway.statistics().connections == 0, within_s=50)
+            assert served.gateway.statistics().slow_consumers == 1
+            nursery.cancel_scope.cancel()
+
+
 async def test_client_over_its_rate_waits_but_loses_nothing() -> None:
     limited = GatewaySettings(tcp=ANY_PORT, rate_frames_per_s=200)
     with trio.fail_after(30):
