@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+from plugin_sdk import Continue, Refuse
+from plugin_sdk.testing import SyncPluginTest
 from wkhost.cli.main import cli
 from wkhost.config.settings import PLACES
 from wkhost.hooks.chain import Chain
@@ -63,3 +68,23 @@ def test_every_hook_is_documented() -> None:
     for hook in Chain.__struct_fields__:
         if hook != "number":
             assert f"`{hook}`" in text
+
+
+def test_every_command_that_the_docs_name_exists() -> None:
+    known = set(commands(cli, "wkhost"))
+    for text in re.findall(r"`(?:\$ )?(wkhost [a-z][^`\n]*)`", docs()):
+        words = text.split()
+        path = " ".join(words[:3]) if words[1] == "plugin" else " ".join(words[:2])
+        assert path in known | {"wkhost plugin"}, text
+
+
+def test_the_plugin_of_the_readme_is_complete_and_works() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len([line for line in source.splitlines() if line.strip()]) <= 12
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(source, "README.md", "exec"), names)
+    with SyncPluginTest(names["Hello"]) as plugin:
+        assert plugin.send(json.dumps({"type": 1, "content": "hi"}).encode()) == Continue()
+        refused = plugin.send(json.dumps({"type": 1, "content": "spam"}).encode())
+        assert refused == Refuse(20, "no spam, please")
