@@ -30,6 +30,10 @@ class FakeService:
     """`seen` holds every request in the order it came; `held` the sends kept by `hold_sends`."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
         self.channels: dict[tuple[str, int], FakeChannel] = {}
         self.tokens: dict[tuple[str, int], c.SetUserToken] = {}
         self.system_uids: set[str] = set()

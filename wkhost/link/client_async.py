@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -159,9 +160,9 @@ class _Connection(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._hello)
+        stream = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
+        self._transport = stream
+        stream.write(self._hello)
         self._tick()
 
     def data_received(self, data: bytes) -> None:

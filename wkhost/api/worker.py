@@ -1,0 +1,154 @@
+"""The API worker process: uvicorn over the listening socket and the link it was given.
+
+Started by `ApiWorker` as `python -m wkhost.api.worker --listen-fd N --control-fd M`. The settings
+come as one line over the control socket; the worker answers `ready` there. When the control socket
+ends, the kernel process has gone and so does the worker. SIGTERM drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import structlog
+import uvicorn
+import uvloop
+
+from wkhost import log as logs
+from wkhost.api.answers import CORS_HEADERS
+from wkhost.api.app import ApiApp
+from wkhost.api.docs import docs_pages
+from wkhost.api.http_protocol import BoundedHttpProtocol
+from wkhost.api.kernel import Kernel
+from wkhost.api.routes import ROUTES
+from wkhost.api.worker_settings import READY, WorkerSettings, decode_settings
+from wkhost.link.client_async import AsyncLinkClient
+from wkhost.link.contract import API_WORKER
+
+log = structlog.get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_KEEP_ALIVE_S = 75
+_MAX_CONNECTIONS = 10_000
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its own signal handling, so that SIGTERM ends in exit status 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(settings: WorkerSettings, link: AsyncLinkClient) -> _Server:
+    app = ApiApp(
+        Kernel(link),
+        ROUTES,
+        pages=docs_pages(ROUTES, mode=settings.mode),
+        manager_token=settings.manager_token,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttpProtocol,
+        loop="none",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        headers=[(name.decode(), value.decode()) for name, value in CORS_HEADERS],
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+    )
+    return _Server(config)
+
+
+async def _serve(settings: WorkerSettings, listen: socket.socket, control: socket.socket) -> None:
+    """Serve until SIGTERM or the end of the control socket; requests on their way are finished."""
+    link = AsyncLinkClient(
+        Path(settings.link_path),
+        role=API_WORKER,
+        token=settings.link_token,
+        timeout_s=settings.answer_timeout_s,
+    )
+    server = _server(settings, link)
+    linking = asyncio.create_task(link.run())
+    serving = asyncio.create_task(server.serve(sockets=[listen]))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.should_exit = True
+
+    def parent_gone() -> None:
+        """The control socket carries nothing more, so it is readable only at its end."""
+        loop.remove_reader(control)
+        server.should_exit = server.force_exit = True
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_reader(control, parent_gone)
+    announcing = asyncio.create_task(_announce(link, control))
+    await asyncio.wait((linking, serving), return_when=asyncio.FIRST_COMPLETED)
+    if linking.done() and not serving.done():
+        stop()
+    await serving
+    for task in (announcing, linking):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _announce(link: AsyncLinkClient, control: socket.socket) -> None:
+    await link.wait_connected()
+    gc.collect()
+    gc.freeze()
+    await asyncio.get_running_loop().sock_sendall(control, READY)
+
+
+def _die_with_parent() -> None:
+    """Have the system kill us with the thread that started us, in case the pipe does not tell."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _read_line(control: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        part = control.recv(4096)
+        if not part:
+            raise EOFError("the kernel process ended before it sent the settings")
+        line += part
+    return line
+
+
+@click.command()
+@click.option("--listen-fd", type=int, required=True, help="Listening TCP socket.")
+@click.option("--control-fd", type=int, required=True, help="Socket to the kernel process.")
+def main(listen_fd: int, control_fd: int) -> None:
+    """Serve the business API for a kernel process. Not meant to be started by hand."""
+    _die_with_parent()
+    with socket.socket(fileno=control_fd) as control:
+        settings = decode_settings(_read_line(control))
+        logs.configure(settings.log_level)
+        control.setblocking(False)
+        listen = socket.socket(fileno=listen_fd)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, listen, control))
+
+
+if __name__ == "__main__":
+    main()
