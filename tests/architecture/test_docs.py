@@ -14,7 +14,7 @@ import pytest
 from plugin_sdk import Continue, Refuse
 from plugin_sdk.testing import SyncPluginTest
 from wkhost.cli.main import cli
-from wkhost.config.settings import PLACES
+from wkhost.config.places import PLACES
 from wkhost.hooks.chain import Chain
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 PRIVATE = (
-    r"(?<![\w./-])/(?:home|root|Users|work|workspace|builds)/\w",
+    r"(?<![\w./-])/(?:home|Users|work|workspace|builds)/\w",
+    r"/root/\.",
     r"(?<![\w/])\.\./\w+/(?:spec|tools)\b",
     r"://[\w.-]+\.(?:internal|corp|lan)\b",
     r"\b(?:artifactory|nexus\.|codeartifact|jfrog)",

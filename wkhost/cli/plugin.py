@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> 
         link = connect_operator(settings.data_path)
     except NoServerError:
         raise plugin_offline.needs_server("logs") from None
-    with link:
+    with link, suppress(KeyboardInterrupt):
         after = 0
         while True:
             answer = expected(link.ask(GetPluginLogs(no, after, lines)), PluginLogs)

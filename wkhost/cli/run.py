@@ -8,6 +8,7 @@ from wkhost.cli.session import Session, json_option, pass_session
 from wkhost.config import Settings
 from wkhost.config.values import Raw
 from wkhost.errors import ConfigError
+from wkhost.plugin_host.registry import Registry
 
 _LABELS = {
     "tcp": "clients, TCP",
@@ -68,14 +69,16 @@ def run(
         line_numbers=settings.logger.line_num,
     )
 
+    use = settings.plugin.use
+
     def ready(listening: dict[str, str]) -> None:
         if as_json:
             session.json({"event": "ready", "listening": listening})
-        else:
-            for line in banner(settings, listening):
-                session.line(line)
+            return
+        names = _enabled(settings) if use is None else list(use)
+        for line in banner(settings, listening, names, session.program()):
+            session.line(line)
 
-    use = settings.plugin.use
     return serve(settings, plugins=None if use is None else list(use), ready=ready)
 
 
@@ -89,26 +92,35 @@ def _make_root_dir(settings: Settings) -> None:
         ) from error
 
 
-def banner(settings: Settings, listening: dict[str, str]) -> list[str]:
+def _enabled(settings: Settings) -> list[str]:
+    entries = Registry(settings.plugin_path).entries()
+    return sorted(no for no, entry in entries.items() if entry.enabled)
+
+
+def banner(
+    settings: Settings, listening: dict[str, str], plugins: list[str], program: str
+) -> list[str]:
     """Return the lines that tell what listens where and what to try next.
 
-    `listening` maps tcp, ws, wss and http to the address as bound.
+    `listening` maps tcp, ws, wss and http to the address as bound; `program` is how to call
+    wkhost about this server.
     """
-    width = max(map(len, _LABELS.values()))
-    lines = ["", "wkhost is ready"]
-    for kind, label in _LABELS.items():
-        if kind in listening:
-            lines.append(f"  {label:<{width}}  {listening[kind]}")
-    lines.append(f"  {'data':<{width}}  {settings.root_dir.absolute()}")
-    api = listening.get("http", "").replace("0.0.0.0", "127.0.0.1")
-    lines += ["", "try next"]
-    if api:
-        lines.append(f"  curl http://{api}/health")
-    lines += [
-        "  wkhost plugin install moderation    refuse or mask words",
-        "  wkhost plugin list                  what decides on messages now",
-        "  wkhost plugin new hello             a plugin of your own",
-        "  Ctrl-C                              stop",
-        "",
-    ]
-    return lines
+    names = ", ".join(plugins) or "none"
+    facts = [(label, listening[kind]) for kind, label in _LABELS.items() if kind in listening]
+    facts.append(("plugins", names if settings.plugin.on else "switched off (plugin.on)"))
+    facts.append(("data", str(settings.root_dir.absolute())))
+    tries = []
+    if "http" in listening:
+        api = listening["http"].replace("0.0.0.0", "127.0.0.1")
+        tries.append((f"curl http://{api}/health", ""))
+    if "moderation" not in plugins:
+        tries.append((f"{program} plugin install moderation", "refuse or mask words"))
+    tries.append((f"{program} plugin list", "what decides on messages"))
+    tries.append((f"{program} plugin new hello", "a plugin of your own"))
+    tries.append(("Ctrl-C", "stop"))
+    return ["", "wkhost is ready", *_columns(facts), "", "try next", *_columns(tries), ""]
+
+
+def _columns(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(left) for left, _ in rows)
+    return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]

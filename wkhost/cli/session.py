@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,16 @@ class Session:
         if named:
             return Path(named)
         return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+    def program(self) -> str:
+        """Return how a person calls wkhost about the same server from the same folder."""
+        script = Path(sys.executable).with_name("wkhost")
+        command = "wkhost" if shutil.which("wkhost") else f"{sys.executable} -m wkhost"
+        if command != "wkhost" and script.is_file():
+            near = os.path.relpath(script)
+            command = str(script) if near.startswith("..") else near
+        file = self.config_file()
+        return command if file in (None, DEFAULT_FILE) else f"{command} --config {file}"
 
     def warn(self, sentence: str) -> None:
         self.err.print(Text(f"warning: {plain(sentence)}", style="yellow"))

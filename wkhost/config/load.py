@@ -16,7 +16,8 @@ from typing import Any
 
 from wkhost.config.file import Node, read_file
 from wkhost.config.known import UNUSED_GROUPS, UNUSED_KEYS
-from wkhost.config.settings import PLACES, Place, Settings
+from wkhost.config.places import PLACES, Place
+from wkhost.config.settings import Settings
 from wkhost.config.values import Raw
 from wkhost.errors import ConfigError
 

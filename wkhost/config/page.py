@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from wkhost.config.known import UNUSED_GROUPS, UNUSED_KEYS
 from wkhost.config.load import variable_of
-from wkhost.config.settings import PLACES, Place
+from wkhost.config.places import PLACES, Place
 
 _HEAD = """\
 # Configuration

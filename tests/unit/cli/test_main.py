@@ -84,11 +84,20 @@ def test_text_of_plugins_cannot_move_the_cursor() -> None:
 
 
 def test_the_banner_says_what_listens_and_what_to_try() -> None:
-    listening = {"tcp": "tcp://0.0.0.0:5100", "http": "0.0.0.0:5001"}
-    text = "\n".join(banner(Settings(), listening))
-    assert "tcp://0.0.0.0:5100" in text
+    listening = {"tcp": "0.0.0.0:5100", "http": "0.0.0.0:5001"}
+    text = "\n".join(banner(Settings(), listening, [], "wkhost"))
+    assert "0.0.0.0:5100" in text
     assert "curl http://127.0.0.1:5001/health" in text
+    assert "wkhost plugin install moderation" in text
     assert "secure" not in text
+    text = "\n".join(banner(Settings(), listening, ["moderation"], "bin/wkhost --config x"))
+    assert "plugin install moderation" not in text
+    assert "bin/wkhost --config x plugin list" in text
+
+
+def test_the_banner_names_the_configuration_file_that_was_used(tmp_path: Path) -> None:
+    assert "--config" not in Session(None).program()
+    assert Session(Path("other.yaml")).program().endswith("wkhost --config other.yaml")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: Capture) -> None:

@@ -10,7 +10,7 @@ import pytest
 from wkhost.config import Address, Settings, load_settings
 from wkhost.config.known import UNUSED_GROUPS, UNUSED_KEYS
 from wkhost.config.load import variable_of
-from wkhost.config.settings import PLACES
+from wkhost.config.places import PLACES
 from wkhost.config.values import InitNode, Raw
 from wkhost.errors import ConfigError
 
