@@ -81,6 +81,7 @@ class KernelKit:
         self.kernel = kernel
         self.outbox = outbox
         self.store = store
+        self.clock = TrioClock()
         self._conn_ids = iter(range(1, 1_000_000))
         self._client_seqs = iter(range(1, 1_000_000))
 

@@ -23,6 +23,7 @@ from wkhost.hooks.target import Answer
 from wkhost.kernel.channels import ChannelTable
 from wkhost.kernel.connect import Logins
 from wkhost.kernel.directory import Directory
+from wkhost.kernel.expiry import Expiry
 from wkhost.kernel.inflight import Inflight
 from wkhost.kernel.lookups import Lookups
 from wkhost.kernel.permission import Permissions
@@ -127,6 +128,7 @@ class Kernel:
             scan_s=settings.retry_scan_s,
             retry_max=settings.retry_max,
         )
+        self._expiry = Expiry(store, clock.wall_ms)
         self.service = Service(
             store=store,
             send_path=self._send_path,
@@ -149,6 +151,7 @@ class Kernel:
             await nursery.start(self._fanout.run)
             await nursery.start(self._dispatcher.run)
             await nursery.start(self._retries.run)
+            await nursery.start(self._expiry.run)
             task_status.started()
 
     async def drain(self) -> None:
@@ -231,6 +234,7 @@ class Kernel:
             "hooks": self._dispatcher.statistics(),
             "lookups": self._lookups.statistics(),
             "logins": self._logins.statistics(),
+            "expired_rows_removed": self._expiry.removed,
             "retries": {
                 "retried": self._retries.retried,
                 "given_up": self._retries.given_up,
