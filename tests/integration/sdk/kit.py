@@ -26,6 +26,10 @@ from plugin_sdk.wire.v1.plugin_pb2_grpc import HooksServicer, add_HooksServicer_
 TOKEN = bytes(range(32))
 WAIT_S = 15.0
 ROOT = Path(__file__).resolve().parents[3]
+MOVE_CONTROL = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3) if sys.argv[1] != '3' else None; "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
 BOOT = (
     "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
     "runpy.run_module('plugin_sdk', run_name='__main__', alter_sys=True)"
@@ -103,10 +107,19 @@ class TestHost(HooksServicer, HostApiServicer):
         self.start_installed()
 
     def start_installed(self) -> None:
-        """Start the plugin process and give it its control line."""
+        """Start the Python plugin that stands in its folder."""
+        self.start_command([sys.executable, "-I", "-c", BOOT, str(ROOT), "--control-fd", "3"])
+
+    def start_command(self, command: list[str]) -> None:
+        """Start a plugin process and give it its control line on descriptor 3."""
         read, write = os.pipe()
-        command = [sys.executable, "-I", "-c", BOOT, str(ROOT), "--control-fd", str(read)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=(read,), env={})
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", MOVE_CONTROL, str(read), *command],
+            stderr=subprocess.PIPE,
+            pass_fds=(read,),
+            env={},
+            cwd=self.plugin_dir,
+        )
         os.close(read)
         line = {
             "socket": self.socket,
