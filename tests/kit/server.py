@@ -12,11 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import trio
 import yaml
 
 START_S = 30.0
 STOP_S = 15.0
+TROUBLE = ("Traceback", "client failed", "request failed", "request_failed", "handler_failed")
+"""What a server's log never says, whatever its peers do."""
 
 
 class ServerProcess:
@@ -36,7 +39,19 @@ class ServerProcess:
             "httpAddr": "127.0.0.1:0",
         }
         tree.update(settings or {})
-        self.config.write_text(yaml.safe_dump(tree))
+        self._tree = tree
+        self._write_config()
+
+    def _write_config(self) -> None:
+        self.config.write_text(yaml.safe_dump(self._tree))
+
+    def keep_addresses(self) -> None:
+        """Listen at the same addresses after the next start, as a real server does."""
+        names = {"tcp": "addr", "ws": "wsAddr", "wss": "wssAddr", "http": "httpAddr"}
+        for kind, address in self.listening.items():
+            scheme = "" if kind == "http" else f"{kind}://"
+            self._tree[names[kind]] = f"{scheme}{address.removeprefix(scheme)}"
+        self._write_config()
 
     @property
     def pid(self) -> int:
@@ -107,6 +122,22 @@ class ServerProcess:
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
+
+    def trouble(self) -> list[str]:
+        """Return the lines of the log that tell of a fault of the server's own."""
+        return [line for line in self.log().splitlines() if any(each in line for each in TROUBLE)]
+
+    async def post(self, path: str, **body: Any) -> Any:
+        """POST to the business API; the decoded answer of a request that must succeed."""
+        async with httpx.AsyncClient(base_url=self.api, trust_env=False) as client:
+            answer = await client.post(path, json=body)
+        assert answer.status_code == httpx.codes.OK, f"{path}: {answer.text}"
+        return answer.json()
+
+    async def plugin(self, *arguments: str) -> Any:
+        """Run `wkhost plugin ... --json`; what it printed, decoded."""
+        result = await trio.to_thread.run_sync(lambda: self.cli("plugin", *arguments, "--json"))
+        return json.loads(result.stdout)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a `wkhost` command against this server."""
