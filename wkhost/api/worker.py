@@ -76,7 +76,10 @@ def _server(settings: WorkerSettings, link: AsyncLinkClient) -> _Server:
 
 
 async def _serve(settings: WorkerSettings, listen: socket.socket, control: socket.socket) -> None:
-    """Serve until SIGTERM or the end of the control socket; requests on their way are finished."""
+    """Link, then serve until SIGTERM or the end of the control socket; finish what is on its way.
+
+    Until the link is there nothing is accepted: requests wait in the socket's queue.
+    """
     link = AsyncLinkClient(
         Path(settings.link_path),
         role=API_WORKER,
@@ -85,7 +88,30 @@ async def _serve(settings: WorkerSettings, listen: socket.socket, control: socke
     )
     server = _server(settings, link)
     linking = asyncio.create_task(link.run())
-    serving = asyncio.create_task(server.serve(sockets=[listen]))
+    await _first_of(linking, asyncio.create_task(link.wait_connected()))
+    if not linking.done():
+        _stop_on_request(server, control)
+        gc.collect()
+        gc.freeze()  # what is here now stays: later collections need not look at it
+        serving = asyncio.create_task(server.serve(sockets=[listen]))
+        await asyncio.get_running_loop().sock_sendall(control, READY)
+        await asyncio.wait((linking, serving), return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    linking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await linking
+
+
+async def _first_of(lasting: asyncio.Task[None], passing: asyncio.Task[None]) -> None:
+    """Wait until either has ended; `passing` has ended then."""
+    await asyncio.wait((lasting, passing), return_when=asyncio.FIRST_COMPLETED)
+    passing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await passing
+
+
+def _stop_on_request(server: uvicorn.Server, control: socket.socket) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -99,22 +125,6 @@ async def _serve(settings: WorkerSettings, listen: socket.socket, control: socke
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
     loop.add_reader(control, parent_gone)
-    announcing = asyncio.create_task(_announce(link, control))
-    await asyncio.wait((linking, serving), return_when=asyncio.FIRST_COMPLETED)
-    if linking.done() and not serving.done():
-        stop()
-    await serving
-    for task in (announcing, linking):
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _announce(link: AsyncLinkClient, control: socket.socket) -> None:
-    await link.wait_connected()
-    gc.collect()
-    gc.freeze()
-    await asyncio.get_running_loop().sock_sendall(control, READY)
 
 
 def _die_with_parent() -> None:

@@ -18,6 +18,9 @@ from wkhost.link.errors import LinkProtocolError, LinkRefusedError
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Longest body of a frame, in both directions."""
+BATCH_BYTES = 256 * 1024
+"""A batch is closed at this size, so that no end works on one for long; one longer item still
+travels alone."""
 MAX_HELLO_BYTES = 4096
 """Longest body of the client's first frame: its peer is not yet known."""
 _BATCH_HEAD_BYTES = 5
@@ -118,12 +121,12 @@ def encode_item(number: int, item: Request | Response) -> bytes:
 
 
 def pack_batches(items: Iterable[bytes]) -> bytes:
-    """Join encoded pairs into as few frames as the length limit allows."""
+    """Join encoded pairs into frames of at most `BATCH_BYTES`, or of one pair."""
     frames: list[bytes] = []
     batch: list[bytes] = []
     size = _BATCH_HEAD_BYTES
     for item in items:
-        if size + len(item) > MAX_FRAME_BYTES and batch:
+        if size + len(item) > BATCH_BYTES and batch:
             frames += (_HEADS.pack(size, _MSGPACK_ARRAY32, len(batch)), *batch)
             batch, size = [], _BATCH_HEAD_BYTES
         batch.append(item)

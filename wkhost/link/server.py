@@ -53,7 +53,9 @@ from wkhost.link.runtime import check_private
 log = structlog.get_logger(__name__)
 
 _PEER_CREDENTIALS = Struct("3i")
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
+_DISPATCHES_PER_TURN = 256
+"""Requests handed over before other tasks get their turn."""
 
 
 class Service(Protocol):
@@ -309,14 +311,19 @@ class _Connection:
 
     async def _read(self, bodies: list[bytes]) -> None:
         decoder = request_decoder()
+        max_in_flight = self._server.limits.max_in_flight
+        dispatch = self._server.dispatch
+        turn = 0
         while True:
-            batches = [decoder.decode(body) for body in bodies]
-            for batch in batches:
-                for number, request in batch:
-                    if self.in_flight >= self._server.limits.max_in_flight:
+            for body in bodies:
+                for number, request in decoder.decode(body):
+                    if self.in_flight >= max_in_flight:
                         await self._wait_room()
                     self.in_flight += 1
-                    self._server.dispatch(self, number, request)
+                    dispatch(self, number, request)
+                    turn += 1
+                    if turn % _DISPATCHES_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
             data = await self._socket.recv(_READ_BYTES)
             if not data:
                 return

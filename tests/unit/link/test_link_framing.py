@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from wkhost.link import contract
 from wkhost.link.errors import LinkProtocolError, LinkRefusedError
 from wkhost.link.framing import (
+    BATCH_BYTES,
     MAX_FRAME_BYTES,
     MAX_ITEM_BYTES,
     FrameReader,
@@ -44,13 +45,13 @@ def test_batches_survive_any_chunking(sizes: list[int], chunk: int, split: int) 
     assert got == list(enumerate(requests))
 
 
-def test_a_batch_over_the_limit_is_split_into_frames_within_it() -> None:
-    big = b"x" * (6 * 1024 * 1024)
-    items = [encode_item(n, contract.SendMessage("u", "g", 2, big)) for n in range(5)]
+def test_a_batch_over_its_size_is_split_and_a_long_item_travels_alone() -> None:
+    sizes = [100_000, 100_000, 100_000, 1_000_000, 10]
+    items = [encode_item(n, request) for n, request in enumerate(_sends(sizes))]
     bodies = FrameReader().feed(pack_batches(items))
-    assert [len(body) <= MAX_FRAME_BYTES for body in bodies] == [True] * 3
-    numbers = [number for body in bodies for number, _ in request_decoder().decode(body)]
-    assert numbers == [0, 1, 2, 3, 4]
+    batches = [[number for number, _ in request_decoder().decode(body)] for body in bodies]
+    assert batches == [[0, 1], [2], [3], [4]]
+    assert all(len(body) <= BATCH_BYTES for body in bodies[:2])
 
 
 def test_the_longest_item_fits_a_frame() -> None:
