@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import CoroutineType
 from typing import Any
 
 from plugin_sdk import convert
+from plugin_sdk.config import Binding
 from plugin_sdk.context import current_binding, current_call
 from plugin_sdk.errors import ConfigError
 from plugin_sdk.failures import FailureLog
 from plugin_sdk.hooks import SPECS, HookSpec
+from plugin_sdk.jobs import Handler, Job
 from plugin_sdk.outbox import Outbox
-from plugin_sdk.plugin import HookMark, Plugin, bind_config
+from plugin_sdk.plugin import Plugin, bind_config
 from plugin_sdk.pool import BlockingPool
 from plugin_sdk.types import CONTINUE, Message, Refuse, Replace, Veto
 
@@ -36,45 +38,6 @@ _OBSERVED = ("channel_get", "user_get", "persist_after", "receive", "webhook")
 
 class ProtocolError(Exception):
     """The host broke the rules of the stream."""
-
-
-class Handler:
-    """One hook's method, ready to be called."""
-
-    __slots__ = ("arguments", "function", "mark", "spec")
-
-    def __init__(self, function: Callable[..., Any], mark: HookMark, spec: HookSpec) -> None:
-        self.function = function
-        self.mark = mark
-        self.spec = spec
-        self.arguments = convert.ARGUMENTS.get(mark.name)
-
-
-class Job:
-    """One invocation of a handler: of one call, or of a batch of them."""
-
-    __slots__ = (
-        "args",
-        "binding",
-        "call",
-        "error",
-        "handler",
-        "ids",
-        "proposed",
-        "result",
-        "work",
-    )
-
-    def __init__(self, handler: Handler, ids: Sequence[int], args: tuple[Any, ...], call: Any):
-        self.work: Any = None
-        self.handler = handler
-        self.ids = ids
-        self.args = args
-        self.call = call
-        self.binding: Any = None
-        self.proposed: Any = None
-        self.result: Any = None
-        self.error: BaseException | None = None
 
 
 class Dispatcher:
@@ -92,7 +55,7 @@ class Dispatcher:
         }
         self.outbox = Outbox(loop)
         self._binding = plugin._binding
-        self._proposed: dict[int, Any] = {}
+        self._proposed: dict[int, Binding] = {}
         self._failures = FailureLog(plugin.log)
         self._queue: deque[Job] = deque()
         self._armed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from plugin_sdk.log import Log
 
@@ -12,14 +13,15 @@ TRACEBACKS_PER_SECOND = 5
 class FailureLog:
     """Whole tracebacks up to a rate per hook; the rest are counted and told with the next."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
+        self._clock = clock
         self._second: dict[str, int] = {}
         self._shown: dict[str, int] = {}
         self._hidden: dict[str, int] = {}
 
     def report(self, hook: str, error: BaseException) -> None:
-        second = int(time.monotonic())
+        second = int(self._clock())
         if self._second.get(hook) != second:
             self._second[hook] = second
             self._shown[hook] = 0
