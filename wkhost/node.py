@@ -48,9 +48,11 @@ from wkhost.types import Message
 
 STOP_S = 10.0
 """From SIGTERM to the end of the process, at most."""
-DRAIN_S = 6.0
-"""Of that, for answering and delivering what was admitted."""
+WORKER_DRAIN_S = 3.0
+"""Of that, for the API worker to finish its requests, at most."""
 PLUGINS_STOP_S = 2.0
+CLOSE_S = 1.0
+"""Of that, kept for closing the store."""
 SWITCH_INTERVAL_S = 0.0005
 """How long the main thread may keep the GIL from the committer thread. At the default of 5 ms the
 acknowledgement of an fsync came several times later beside a busy loop."""
@@ -156,7 +158,9 @@ class Node:
         token = secrets.token_hex(32)
         link_path = runtime_dir / LINK_SOCKET
         with _listen(settings.http_addr) as http:
-            worker = ApiWorker(http, worker_settings(settings, str(link_path), token))
+            worker = ApiWorker(
+                http, worker_settings(settings, str(link_path), token, WORKER_DRAIN_S)
+            )
 
             def is_plugin_process(pid: int) -> bool:
                 """Besides the API worker, only plugins are started by this process."""
@@ -167,26 +171,33 @@ class Node:
             )
             async with trio.open_nursery() as doors:
                 await doors.start(link.run)
-                await doors.start(worker.run)
                 bound = await doors.start(gateway.run, kernel)
-                # What lives as long as the server need not be looked at by the collector again.
-                gc.collect()
-                gc.freeze()
-                self._ready(_addresses(bound, http))
-                await self._stop.wait()
-                log.info("stopping", at_most_s=STOP_S)
-                await self._drain(kernel, gateway, plugins)
+                async with trio.open_nursery() as back_ends:
+                    await back_ends.start(worker.run)
+                    # What lives as long as the server need not be looked at by the collector.
+                    gc.collect()
+                    gc.freeze()
+                    self._ready(_addresses(bound, http))
+                    await self._stop.wait()
+                    log.info("stopping", at_most_s=STOP_S)
+                    stop_at = trio.current_time() + STOP_S
+                    gateway.quiesce()
+                    # The worker finishes its requests; they need the link and the kernel.
+                    back_ends.cancel_scope.cancel()
+                await self._drain(kernel, gateway, plugins, stop_at)
                 doors.cancel_scope.cancel()
 
-    async def _drain(self, kernel: Kernel, gateway: Gateway, plugins: PluginHost | None) -> None:
-        with trio.move_on_after(DRAIN_S) as drained:
-            gateway.quiesce()
+    async def _drain(
+        self, kernel: Kernel, gateway: Gateway, plugins: PluginHost | None, stop_at: float
+    ) -> None:
+        """Answer and deliver what was admitted, then stop the plugins that decided on it."""
+        with trio.move_on_at(stop_at - CLOSE_S - PLUGINS_STOP_S) as drained:
             await kernel.drain()
             await gateway.drain()
         if drained.cancelled_caught:
             log.warning("not_drained_in_time", **kernel.statistics()["send"])
         if plugins is not None:
-            with trio.move_on_after(PLUGINS_STOP_S):
+            with trio.move_on_at(stop_at - CLOSE_S):
                 await plugins.stop()
 
     async def _watch_signals(

@@ -70,13 +70,16 @@ def store_options(settings: Settings) -> StoreOptions:
     )
 
 
-def worker_settings(settings: Settings, link_path: str, link_token: str) -> WorkerSettings:
+def worker_settings(
+    settings: Settings, link_path: str, link_token: str, drain_s: float
+) -> WorkerSettings:
     """Return what an API worker is told."""
     return WorkerSettings(
         link_path=link_path,
         link_token=link_token,
         manager_token=settings.manager_token,
         mode=settings.mode,
+        drain_s=drain_s,
         max_body_bytes=settings.limits.http_body_bytes,
         log_level=log.level_of(settings.logger.level, debug=settings.debug),
     )

@@ -197,9 +197,13 @@ async def test_a_replaced_payload_is_stored_and_delivered_and_a_refusal_is_final
 
 async def test_http_and_client_sends_pass_the_same_chain_once() -> None:
     async with running_kernel() as k:
-        target = ScriptedTarget("p", k.kernel, lambda call: CONTINUE)
         seen: list[str] = []
-        target._script = lambda call: (seen.append(call.origin.door), CONTINUE)[1]
+
+        def note_door(call: SendCall) -> object:
+            seen.append(call.origin.door)
+            return CONTINUE
+
+        target = ScriptedTarget("p", k.kernel, note_door)  # type: ignore[arg-type]
         k.kernel.chain_changed(Chain(1, send=(Step(target, Policy.CLOSED),)))
         a = k.connect("a")
         await k.deliver(a, "b")
