@@ -149,10 +149,12 @@ async def _group_chat(members: list[JsClient], uids: list[str]) -> None:
 
 async def test_the_js_sdk_comes_back_after_restarts_and_a_lost_sendack(tmp_path: Path) -> None:
     with trio.fail_after(LIMIT_S):
-        server = ServerProcess(tmp_path)
-        await server.start()
-        server.keep_addresses()
-        async with Tap.running(server.address("ws")) as tap, clients(tmp_path, 2) as (a, b):
+        async with (
+            running_server(tmp_path) as server,
+            Tap.running(server.address("ws")) as tap,
+            clients(tmp_path, 2) as (a, b),
+        ):
+            server.keep_addresses()
             await a.connect("a", tap.address)
             await b.connect("b", server.address("ws"))
             acks = [await a.send("b", "before")]
@@ -190,7 +192,6 @@ async def test_the_js_sdk_comes_back_after_restarts_and_a_lost_sendack(tmp_path:
                 assert not [
                     s for s in client.all("status") if s["status"] in (CONNECT_FAIL, KICKED)
                 ]
-        assert await server.terminate() == 0
         assert server.trouble() == []
 
 

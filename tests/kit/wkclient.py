@@ -1,4 +1,4 @@
-"""A TCP client for tests: `ClientConnection` on a trio socket, one request at a time.
+"""A client for tests: `ClientConnection` on a trio stream, one request at a time.
 
 Deadlines are the caller's: `with trio.fail_after(5): await client.recv()`.
 """
@@ -43,7 +43,7 @@ class TestClient:
 
     def __init__(self, stream: trio.abc.Stream, conn: ClientConnection) -> None:
         self.conn = conn
-        self._stream = stream
+        self.stream = stream
         self._queue: deque[Packet] = deque()
         self._client_seq = 0
 
@@ -62,6 +62,29 @@ class TestClient:
     ) -> Self:
         """Connect and log in; `connack` has the verdict, refusals included."""
         stream = await trio.open_tcp_stream(host, port)
+        return await cls.over(
+            stream,
+            uid,
+            token,
+            device_id=device_id,
+            device_flag=device_flag,
+            version=version,
+            form=form,
+        )
+
+    @classmethod
+    async def over(
+        cls,
+        stream: trio.abc.Stream,
+        uid: str,
+        token: str = "",
+        *,
+        device_id: str = "test-device",
+        device_flag: int = 1,
+        version: int = 5,
+        form: Form = Form.BINARY,
+    ) -> Self:
+        """Log in over a stream that is open already, such as a WebSocket."""
         conn = ClientConnection(
             uid,
             token,
@@ -96,11 +119,11 @@ class TestClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._stream.aclose()
+        await self.stream.aclose()
 
     async def write(self, data: bytes) -> None:
         """Write raw bytes, for tests of bad input."""
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
 
     async def post(
         self,
@@ -127,7 +150,7 @@ class TestClient:
             expire=expire,
             topic=topic,
         )
-        await self._stream.send_all(self.conn.send(packet))
+        await self.stream.send_all(self.conn.send(packet))
         return self._client_seq
 
     async def sendack(self, client_seq: int) -> Sendack:
@@ -173,15 +196,15 @@ class TestClient:
 
     async def recvack(self, packet: Recv) -> None:
         recvack = Recvack(packet.message_id, packet.message_seq, packet.flags)
-        await self._stream.send_all(self.conn.recvack(recvack))
+        await self.stream.send_all(self.conn.recvack(recvack))
 
     async def ping(self) -> None:
         """Ping and wait for the pong."""
-        await self._stream.send_all(self.conn.ping())
+        await self.stream.send_all(self.conn.ping())
         await self._wait(Pong)
 
     async def subscribe(self, packet: Sub) -> Suback:
-        await self._stream.send_all(self.conn.subscribe(packet))
+        await self.stream.send_all(self.conn.subscribe(packet))
         return await self._wait(Suback)
 
     async def event(self) -> Event:
@@ -209,7 +232,7 @@ class TestClient:
 
     async def _read(self) -> None:
         try:
-            data = await self._stream.receive_some(READ_BYTES)
+            data = await self.stream.receive_some(READ_BYTES)
         except trio.BrokenResourceError as e:
             raise ConnectionLostError("the server reset the connection") from e
         if not data:
