@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 Path = tuple[str, ...]
 
+_SPACE = " \t\r\n"
 _TOKEN = re.compile(r'[\s:,]*(?:([{}\[\]])|(")|([^\s{}\[\]":,]+))')
 _PIECE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL
@@ -39,14 +39,6 @@ def parse_paths(fields: Sequence[str]) -> tuple[Path, ...]:
     return tuple(tuple(field.split(".")) for field in fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """What the fast reader saw: the document's `type`, and the strings at the paths."""
-
-    kind: Any
-    strings: list[str]
-
-
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -54,29 +46,33 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_decoder = json.JSONDecoder(strict=False, object_pairs_hook=_pairs)
+_decode = json.JSONDecoder(strict=False, object_pairs_hook=_pairs).raw_decode
 
 
-def read_fields(text: str, paths: Sequence[Path]) -> Document:
-    """Decode and take the strings at `paths`; a list stands for each of its elements.
+def read_fields(text: str, paths: Sequence[Path]) -> tuple[Any, list[str]]:
+    """Decode; return the document's `type` and the strings at `paths`. A list stands for each of
+    its elements.
 
     Raises NotJsonError.
     """
+    start = 0 if text.startswith("{") else len(text) - len(text.lstrip(_SPACE))
     try:
-        body = _decoder.decode(text)
+        body, end = _decode(text, start)
     except (_AmbiguousError, RecursionError):
         return _read_all(text, paths)
     except ValueError as error:
         raise NotJsonError(str(error)) from error
+    if end != len(text) and text[end:].strip(_SPACE):
+        raise NotJsonError(f"more after the JSON value, at character {end}")
     if not isinstance(body, dict):
-        return Document(None, [])
+        return None, []
     strings: list[str] = []
     for path in paths:
         if len(path) == 1 and type(body.get(path[0])) is str:
             strings.append(body[path[0]])
         else:
             _collect(body, path, 0, strings)
-    return Document(body.get("type"), strings)
+    return body.get("type"), strings
 
 
 def _collect(value: Any, path: Path, depth: int, strings: list[str]) -> None:
@@ -90,7 +86,7 @@ def _collect(value: Any, path: Path, depth: int, strings: list[str]) -> None:
         _collect(value[path[depth]], path, depth + 1, strings)
 
 
-def _read_all(text: str, paths: Sequence[Path]) -> Document:
+def _read_all(text: str, paths: Sequence[Path]) -> tuple[Any, list[str]]:
     """The slow reader: of repeated keys it takes every string, and the last `type`."""
     kind: Any = None
     strings: list[str] = []
@@ -99,7 +95,7 @@ def _read_all(text: str, paths: Sequence[Path]) -> Document:
             kind = value
         if path in paths and isinstance(value, str):
             strings.append(value)
-    return Document(kind, strings)
+    return kind, strings
 
 
 def mask_fields(

@@ -45,13 +45,13 @@ class Moderation(Plugin):
             self._use(settings)
         text = message.payload.decode("utf-8", "surrogateescape")
         try:
-            document = read_fields(text, self._paths)
+            kind, strings = read_fields(text, self._paths)
         except NotJsonError:
             return self._plain(text) if settings.plain == "scan" else None
-        if self._types and not self._has_type(document.kind):
+        if self._types and not self._has_type(kind):
             return None
         masked = False
-        for string in document.strings:
+        for string in strings:
             found = self._matcher.find(string)
             if found.refused_by is not None:
                 return self._refusals[id(found.refused_by)]
@@ -60,7 +60,7 @@ class Moderation(Plugin):
         if masked:
             new = mask_fields(text, self._paths, lambda value: self._matcher.find(value).spans)
             verdict = Replace(new.encode("utf-8", "surrogateescape"))
-        return verdict if self._ai is None else self._ask(self._ai, document.strings, verdict)
+        return verdict if self._ai is None else self._ask(self._ai, strings, verdict)
 
     def _has_type(self, kind: Any) -> bool:
         return isinstance(kind, int | float) and kind in self._types

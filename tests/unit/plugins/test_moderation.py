@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plugin_sdk import ConfigError, Continue, Refuse, Replace
 from plugin_sdk.testing import SyncPluginTest
 from plugins.moderation.fold import fold
-from plugins.moderation.jsontext import mask_fields, parse_paths, read_fields
+from plugins.moderation.jsontext import NotJsonError, mask_fields, parse_paths, read_fields
 from plugins.moderation.main import Moderation
 from plugins.moderation.matcher import Matcher, WordList, mask, merge
 
@@ -205,8 +205,21 @@ def test_masking_a_document_agrees_with_plain_recursion(
     matcher = Matcher([WordList("soft", words, "mask")])
     masked = mask_fields(raw, parse_paths([field]), lambda value: matcher.find(value).spans)
     assert json.loads(masked) == expect_masked(body, tuple(field.split(".")), words)
-    after = read_fields(masked, parse_paths([field]))
-    assert not any(fold(w) in fold(found) for w in words for found in after.strings)
+    _kind, after = read_fields(masked, parse_paths([field]))
+    assert not any(fold(word) in fold(found) for word in words for found in after)
+
+
+@given(st.binary(max_size=60))
+def test_what_is_json_is_what_the_standard_decoder_takes(payload: bytes) -> None:
+    raw = payload.decode("utf-8", "surrogateescape")
+    for candidate in (raw, f" {{}}{raw}", f'\n[1,"{raw}"] ', f'{{"type":{raw}}}'):
+        try:
+            json.loads(candidate, strict=False)
+        except ValueError:
+            with pytest.raises(NotJsonError):
+                read_fields(candidate, parse_paths(["content"]))
+        else:
+            read_fields(candidate, parse_paths(["content"]))
 
 
 @given(st.binary(max_size=60))
