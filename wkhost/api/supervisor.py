@@ -100,6 +100,7 @@ class ApiWorker:
                     *(sys.executable, "-P", "-m", "wkhost.api.worker"),
                     *("--listen-fd", str(descriptors[0])),
                     *("--control-fd", str(descriptors[1])),
+                    *("--parent-pid", str(os.getpid())),
                 ],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,

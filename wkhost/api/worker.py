@@ -1,6 +1,6 @@
 """The API worker process: uvicorn over the listening socket and the link it was given.
 
-Started by `ApiWorker` as `python -m wkhost.api.worker --listen-fd N --control-fd M`. The settings
+Started by `ApiWorker` as `python -m wkhost.api.worker` with two inherited descriptors. The settings
 come as one line over the control socket; the worker answers `ready` there. When the control socket
 ends, the kernel process has gone and so does the worker. SIGTERM drains.
 """
@@ -127,12 +127,14 @@ def _stop_on_request(server: uvicorn.Server, control: socket.socket) -> None:
     loop.add_reader(control, parent_gone)
 
 
-def _die_with_parent() -> None:
-    """Have the system kill us with the thread that started us, in case the pipe does not tell."""
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the system kill us with the thread that started us; leave if that has ended already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+    if os.getppid() != parent_pid:
+        raise SystemExit("the kernel process has ended")
 
 
 def _read_line(control: socket.socket) -> bytes:
@@ -148,9 +150,10 @@ def _read_line(control: socket.socket) -> bytes:
 @click.command()
 @click.option("--listen-fd", type=int, required=True, help="Listening TCP socket.")
 @click.option("--control-fd", type=int, required=True, help="Socket to the kernel process.")
-def main(listen_fd: int, control_fd: int) -> None:
+@click.option("--parent-pid", type=int, required=True, help="The kernel process.")
+def main(listen_fd: int, control_fd: int, parent_pid: int) -> None:
     """Serve the business API for a kernel process. Not meant to be started by hand."""
-    _die_with_parent()
+    _die_with_parent(parent_pid)
     with socket.socket(fileno=control_fd) as control:
         settings = decode_settings(_read_line(control))
         logs.configure(settings.log_level)

@@ -164,6 +164,8 @@ class LinkServer:
             log.warning("peer closed", peer=connection.peer, error=_texts(faults))
         except* (OSError, trio.BrokenResourceError, trio.TooSlowError) as losses:
             log.info("peer lost", peer=connection.peer, error=_texts(losses))
+        except* Exception as errors:
+            log.error("peer failed", peer=connection.peer, exc_info=errors)
         finally:
             connection.close()
             self._connections.discard(connection)
@@ -272,7 +274,13 @@ class _Connection:
         """Queue an answer. Called once per request; after the peer has gone it is dropped."""
         if self._closed:
             return
-        item = encode_item(number, answer)
+        try:
+            item = encode_item(number, answer)
+        except (TypeError, ValueError, OverflowError):
+            name = type(answer).__name__
+            log.exception("answer cannot be encoded", answer=name)
+            text = f"the answer {name} cannot be encoded; see the server's log"
+            item = encode_item(number, Error(ErrorKind.INTERNAL, text))
         if len(item) > MAX_ITEM_BYTES:
             text = f"the answer is longer than {MAX_FRAME_BYTES} bytes; ask for less at a time"
             item = encode_item(number, Error(ErrorKind.INVALID, text))

@@ -295,6 +295,34 @@ async def test_a_failing_request_is_an_internal_error_and_the_link_goes_on(
             assert answer.kind is contract.ErrorKind.INTERNAL
 
 
+class Unencodable(FakeService):
+    async def handle(self, request: contract.Request, role: str) -> contract.Response:
+        return contract.Statistics({"part": object()})
+
+
+async def test_an_answer_that_cannot_be_encoded_is_an_internal_error() -> None:
+    async with serve_link(Unencodable()) as (path, _):
+        for _ in range(2):
+            answer = await ask(path, contract.GetStatistics(), contract.OPERATOR)
+            assert isinstance(answer, contract.Error)
+            assert answer.kind is contract.ErrorKind.INTERNAL
+
+
+async def test_a_failing_check_of_a_peer_refuses_it_and_the_link_goes_on(peers: Peers) -> None:
+    calls: list[int] = []
+
+    def fails_once(pid: int) -> bool:
+        calls.append(pid)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return False
+
+    async with serve_link(is_plugin_process=fails_once) as (path, _):
+        peer = await peers.connect(path, Hello(contract.LINK_PROTOCOL, contract.OPERATOR))
+        assert await peer.closed()
+        assert await ask(path, contract.GetHealth(), contract.OPERATOR)
+
+
 async def test_an_answer_for_a_peer_that_has_gone_is_dropped(peers: Peers) -> None:
     service = FakeService()
     service.hold_sends = True
