@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wkhost.link.contract import LINK_PROTOCOL, OPERATOR, Request, Response
-from wkhost.link.errors import LinkLostError, LinkProtocolError
+from wkhost.link.errors import LinkLostError, LinkProtocolError, LinkRefusedError
 from wkhost.link.framing import (
     MAX_ITEM_BYTES,
     FrameReader,
@@ -107,10 +107,13 @@ class SyncLinkClient:
 def connect_operator(data_dir: Path, *, timeout_s: float = 30.0) -> SyncLinkClient:
     """Connect as operator to the server that runs on `data_dir`.
 
-    Raises: NoServerError, whose text helps, when none is running; LinkError otherwise.
+    Raises: NoServerError, whose text helps, when none is running; LinkRefusedError when it is
+    another user's; LinkError otherwise.
     """
-    path = find_link_socket(data_dir)
     try:
-        return SyncLinkClient(path, timeout_s=timeout_s)
+        return SyncLinkClient(find_link_socket(data_dir), timeout_s=timeout_s)
     except (FileNotFoundError, ConnectionRefusedError):
         raise no_server(data_dir) from None
+    except PermissionError as error:
+        text = f"the server of {data_dir} belongs to another user; run this command as its owner"
+        raise LinkRefusedError(text) from error

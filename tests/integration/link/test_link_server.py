@@ -358,6 +358,17 @@ async def test_the_operator_finds_the_server_by_its_data_directory(tmp_path: Pat
         runtime_dir.rmdir()
 
 
+def test_another_users_server_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path, **options: object) -> str:
+        raise PermissionError  # what the system says to any user but root
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(LinkRefusedError, match="run this command as its owner"):
+        connect_operator(tmp_path)
+
+
 async def test_the_blocking_client_gives_up_in_time() -> None:
     service = FakeService()
     service.hold_sends = True
