@@ -32,7 +32,7 @@ class Endpoint(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1/moderations"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A plugin that gave up waiting has closed its end; anything else is a fault of the test."""
+        """A plugin that gave up waiting has closed its end; anything else is a fault."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
