@@ -251,6 +251,13 @@ class _HostServices:
             for s in self._kernel.presence.sessions(uid)
         ]
 
+    async def recipients(self, message: Message) -> list[str]:
+        return await self._kernel.recipients(message)
+
+    async def offline_recipients(self, message: Message) -> list[str]:
+        uids = await self._kernel.recipients(message)
+        return self._kernel.presence.offline(uids)
+
 
 def _listen(address: Address) -> socket.socket:
     """Bind the business API's socket. Raises: ConfigError."""

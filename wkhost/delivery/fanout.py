@@ -169,7 +169,7 @@ class Fanout:
             if not uids.done:
                 self._members.load(uids)
                 return False
-            uids = delivery.uids = _with_extra(delivery.message, uids.uids)
+            uids = delivery.uids = with_visitor(delivery.message, uids.uids)
         by_uid = self._presence.by_uid
         sessions = delivery.sessions
         position = delivery.cursor
@@ -203,10 +203,10 @@ def recipients_of(m: Message, members: MemberLists) -> Sequence[str] | Loading:
         first, second = halves(channel_id)
         return (first, second) if first != second else (first,)
     uids = members.subscribers(channel_id, m.channel_type)
-    return uids if isinstance(uids, Loading) else _with_extra(m, uids)
+    return uids if isinstance(uids, Loading) else with_visitor(m, uids)
 
 
-def _with_extra(m: Message, uids: Sequence[str]) -> Sequence[str]:
+def with_visitor(m: Message, uids: Sequence[str]) -> Sequence[str]:
     """Add the visitor, who belongs to the channel without being on its list."""
     visitor = visitor_of(original_id(m.channel_id), m.channel_type)
     return uids if not visitor or visitor in uids else [*uids, visitor]

@@ -13,8 +13,8 @@ import trio
 
 from wkhost.clock import Clock, MessageIds
 from wkhost.delivery.boundary import ConnectRequest, Outbox
-from wkhost.delivery.fanout import Fanout
-from wkhost.delivery.members import MemberLists
+from wkhost.delivery.fanout import Fanout, recipients_of, with_visitor
+from wkhost.delivery.members import Loading, MemberLists
 from wkhost.delivery.presence import Presence
 from wkhost.delivery.retry import Retries
 from wkhost.hooks.chain import Chain
@@ -33,7 +33,7 @@ from wkhost.kernel.service import Service
 from wkhost.kernel.settings import KernelSettings
 from wkhost.protocol.packets import Recvack, Send
 from wkhost.store.store import Store
-from wkhost.types import Flags, Message
+from wkhost.types import SYSTEM_UID, Flags, Message
 
 _NO_PERSIST = int(Flags.NO_PERSIST)
 
@@ -190,6 +190,19 @@ class Kernel:
     def closed(self, conn_ids: Sequence[int]) -> None:
         for conn_id in conn_ids:
             self._logins.disconnected(conn_id)
+
+    async def recipients(self, message: Message) -> list[str]:
+        """Return the uids a stored message goes to, the sender and the system uid left out.
+
+        Raises: StoreError.
+        """
+        uids = recipients_of(message, self.members)
+        while isinstance(uids, Loading):
+            await trio.lowlevel.checkpoint()
+            self.members.load(uids)
+            if uids.done:
+                uids = with_visitor(message, uids.uids)
+        return [uid for uid in uids if uid not in (message.from_uid, SYSTEM_UID)]
 
     # --- Answers --------------------------------------------------------------------------------
 

@@ -32,11 +32,11 @@ from wkhost.plugin_host.generation import Surroundings
 from wkhost.plugin_host.host_api import HostApi, HostServices
 from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import Manifest
-from wkhost.plugin_host.observers import Observer, cursor_name
+from wkhost.plugin_host.observation import Observation
+from wkhost.plugin_host.observers import OBSERVING_HOOKS, cursor_name
 from wkhost.plugin_host.order import build_chain
-from wkhost.plugin_host.output import HOST_STREAM, LogRing
+from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.package import Package, builtin_folder
-from wkhost.plugin_host.predicates import compile_predicate
 from wkhost.plugin_host.process import Launcher, PlainLauncher
 from wkhost.plugin_host.registry import Entry
 from wkhost.plugin_host.supervisor import DRAIN_S, Plan, Server, Supervisor
@@ -57,8 +57,6 @@ class _Active:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
-        self.observer: Observer | None = None
-        self.observing: trio.CancelScope | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -107,7 +105,7 @@ class PluginHost:
         self._active: dict[str, _Active] = {}
         self._broken: dict[str, str] = {}
         self._rings: dict[str, LogRing] = {}
-        self._observers: tuple[Observer, ...] = ()
+        self._observation = Observation(store, services)
         self._changing = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
@@ -129,13 +127,12 @@ class PluginHost:
         """Stop all plugins in good order; the caller sets the deadline and then cancels `run`."""
         async with self._changing, trio.open_nursery() as nursery:
             for active in self._active.values():
-                self._stop_observing(active)
+                self._observation.stop(active.supervisor.no)
                 nursery.start_soon(active.supervisor.stop, "shutdown")
 
     def log_grew(self) -> None:
         """The store's log has new durable messages."""
-        for observer in self._observers:
-            observer.log_grew()
+        self._observation.log_grew()
 
     # --- changes --------------------------------------------------------------------------------
 
@@ -230,7 +227,8 @@ class PluginHost:
             self._rings.pop(no, None)
             await self._api.values(no).clear()
             self._api.forget(no)
-            self._store.write(mutations.delete_cursor(cursor_name(no)))
+            for hook in OBSERVING_HOOKS:
+                self._store.write(mutations.delete_cursor(cursor_name(no, hook)))
             return status.resting(msgspec.structs.replace(entry, enabled=False), "")
 
     async def configure(self, no: str, overrides: dict[str, Any]) -> contract.PluginStatus:
@@ -290,8 +288,7 @@ class PluginHost:
                 "state": active.supervisor.state,
                 "restarts": active.supervisor.restarts,
                 **status.session_statistics(active.supervisor),
-                "observer_lag": active.observer.lag if active.observer is not None else 0,
-                "observer_skipped": active.observer.skipped if active.observer is not None else 0,
+                "observers": self._observation.statistics(no),
                 "log_lines_dropped": active.supervisor.ring.dropped,
             }
             for no, active in self._active.items()
@@ -360,7 +357,7 @@ class PluginHost:
         was_first = all(place.no == no for place in status.order_until(no, self._manifests()))
         del self._active[no]
         self._new_chain()
-        self._stop_observing(active)
+        self._observation.stop(active.supervisor.no)
         with trio.move_on_after(DRAIN_S):
             if not was_first:
                 # Messages pinned to the old chain may be at an earlier plugin still.
@@ -400,36 +397,10 @@ class PluginHost:
     def _proxy(self, no: str) -> Any:
         return self._active[no].supervisor.proxy
 
-    # --- observers ------------------------------------------------------------------------------
-
     async def _observe(self, no: str) -> None:
-        """Give the plugin the observer that its manifest asks for."""
         active = self._active[no]
-        self._stop_observing(active)
-        spec = active.manifest.hooks.get("persist_after")
-        if spec is None or self._nursery is None:
-            return
-        supervisor = active.supervisor
-        active.observer = Observer(
-            supervisor.proxy,
-            self._store,
-            matches=compile_predicate(spec),
-            from_beginning=spec.from_beginning,
-            tell=partial(supervisor.ring.add, 0, HOST_STREAM),
-        )
-        active.observing = trio.CancelScope()
-        await self._nursery.start(_run_in, active.observing, active.observer)
-        self._note_observers()
-
-    def _stop_observing(self, active: _Active) -> None:
-        if active.observing is not None:
-            active.observing.cancel()
-            active.observing = active.observer = None
-            self._note_observers()
-
-    def _note_observers(self) -> None:
-        actives = self._active.values()
-        self._observers = tuple(a.observer for a in actives if a.observer is not None)
+        if self._nursery is not None:
+            await self._observation.start(self._nursery, active.supervisor, active.manifest)
 
     # --- small parts ----------------------------------------------------------------------------
 
@@ -463,16 +434,6 @@ class _Numbers:
             self._next, self._end = last, last + _GENERATIONS_RESERVED
         self._next += 1
         return self._next
-
-
-async def _run_in(
-    scope: trio.CancelScope,
-    observer: Observer,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with scope:
-        await observer.run(task_status=task_status)
 
 
 def _merged(package: Package, overrides: dict[str, Any]) -> dict[str, Any]:

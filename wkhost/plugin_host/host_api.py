@@ -54,6 +54,12 @@ class HostServices(Protocol):
     def online_devices(self, uid: str) -> Sequence[OnlineDevice]:
         """Return the devices of `uid` that are connected now."""
 
+    async def recipients(self, message: Message) -> list[str]:
+        """Return the uids a stored message goes to, its sender left out. Raises StoreError."""
+
+    async def offline_recipients(self, message: Message) -> list[str]:
+        """Return those of `recipients` that are not connected now. Raises StoreError."""
+
 
 class HostApi:
     """The methods of `HostApi`, for any number of generations."""

@@ -33,6 +33,9 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     [hooks.persist_after]
     from = "now"                # or "beginning"
 
+    [hooks.receive]
+    bound = []                  # globs of recipients: hear of these, online or not, and no others
+
     [capabilities]              # everything is denied unless written here
     send_as = []                # globs of uids that the plugin may send as
     send_rate = 10              # sends per second without the lineage of a call
@@ -115,6 +118,7 @@ class HookSpec(msgspec.Struct, frozen=True):
     min_bytes: int = 0
     max_bytes: int = 0
     from_beginning: bool = False
+    bound: tuple[str, ...] = ()
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -266,6 +270,7 @@ def _read_hook(hook: Fields, name: str) -> HookSpec:
         min_bytes=hook.integer("min_bytes", 0, 0, 2**31 - 1),
         max_bytes=hook.integer("max_bytes", 0, 0, 2**31 - 1),
         from_beginning=from_beginning,
+        bound=hook.texts("bound", pattern=_GLOB, what=_GLOB_TEXT) if name == "receive" else (),
     )
     if spec.max_bytes and spec.max_bytes < spec.min_bytes:
         hook.error("max_bytes", "expected 0 or at least min_bytes")

@@ -1,16 +1,16 @@
-"""Durable observers: each stored message to each plugin's `persist_after`, in order, never missed.
+"""Durable observers: each stored message to each plugin that observes, in order, never missed.
 
-Theory of operation. One task per observing plugin reads the store's log after its cursor, hands a
-batch over, and moves the cursor when the plugin has answered; one batch is out at a time,
-so a new generation starts where the old one ended. The cursor is written without a sync of its
-own: after a crash it may lag, and messages come again. A batch that fails five times is halved, and
-a single message that fails five times is recorded and skipped. A plugin that is not running fails
-nothing: the observer waits.
+Theory of operation. One task per observing hook (`persist_after`, `receive`) of a plugin reads the
+store's log after its cursor, hands a batch over, and moves the cursor when the plugin has answered;
+one batch is out at a time, so a new generation starts where the old one ended. The cursor is
+written without a sync of its own: after a crash it may lag, and messages come again. A batch that
+fails five times is halved, and a single message that fails five times is recorded and skipped. A
+plugin that is not running fails nothing: the observer waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -35,24 +35,35 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def cursor_name(no: str) -> str:
-    return f"plugin/{no}"
+OBSERVING_HOOKS = ("persist_after", "receive")
+
+
+def cursor_name(no: str, hook: str) -> str:
+    return f"plugin/{no}/{hook}"
 
 
 class Observer:
-    """Drives one plugin's `persist_after`. `run` it in a nursery and cancel it to stop."""
+    """Drives one observing hook of a plugin. `run` it in a nursery and cancel it to stop."""
 
     def __init__(
         self,
         proxy: PluginProxy,
         store: Store,
+        hook: str,
+        hand_over: Callable[[Sequence[Message]], Awaitable[None]],
         *,
         matches: Callable[[Message], bool] | None,
         from_beginning: bool,
         tell: Callable[[str], None],
     ) -> None:
-        """`tell` writes a line of the host into the plugin's log."""
+        """`hand_over` gives messages to the plugin and returns when it is done with all of them;
+        it raises PluginError when they must come again. `tell` writes a line of the host into the
+        plugin's log.
+        """
         self.no = proxy.no
+        self.hook = hook
+        self._cursor_name = cursor_name(proxy.no, hook)
+        self._hand_over = hand_over
         self.position = 0
         """log_pos up to which the plugin has seen everything that concerns it."""
         self.skipped = 0
@@ -87,10 +98,10 @@ class Observer:
                 await self._pass(batch)
 
     def _find_start(self) -> None:
-        position = self._store.cursor(cursor_name(self.no))
+        position = self._store.cursor(self._cursor_name)
         if position is None:
             position = 0 if self._from_beginning else self._store.durable_log_pos
-            self._store.write(mutations.put_cursor(cursor_name(self.no), position))
+            self._store.write(mutations.put_cursor(self._cursor_name, position))
         self.position = position
 
     async def _pass(self, batch: Sequence[Message]) -> None:
@@ -100,7 +111,7 @@ class Observer:
             await self._deliver(wanted, TRIES)
         position = batch[-1].log_pos
         await self._with_store(
-            lambda: self._store.write(mutations.put_cursor(cursor_name(self.no), position))
+            lambda: self._store.write(mutations.put_cursor(self._cursor_name, position))
         )
         self.position = position
 
@@ -110,11 +121,12 @@ class Observer:
         for attempt in range(1, tries + 1):
             await self._proxy.wait_ready()
             try:
-                await self._proxy.persist_after(messages)
+                await self._hand_over(messages)
             except PluginError as error:
                 log.warning(
                     "plugin_observer_failed",
                     plugin=self.no,
+                    hook=self.hook,
                     attempt=attempt,
                     messages=len(messages),
                     reason=str(error),
@@ -135,11 +147,12 @@ class Observer:
         log.error(
             "plugin_observer_skipped",
             plugin=self.no,
+            hook=self.hook,
             log_pos=message.log_pos,
             message_id=message.message_id,
         )
         self._tell(
-            f"persist_after failed {TRIES} times for message {message.message_id} "
+            f"{self.hook} failed {TRIES} times for message {message.message_id} "
             f"(log_pos {message.log_pos}): skipped"
         )
 

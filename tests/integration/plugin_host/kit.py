@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -16,6 +16,7 @@ from wkhost.hooks.target import Answer, SendCall, SendOrigin, Target
 from wkhost.link.contract import GetPluginLogs, InstallPlugin, PluginStatus, SendMessage, Sent
 from wkhost.plugin_host.host import PluginHost
 from wkhost.plugin_host.host_api import OnlineDevice
+from wkhost.plugin_host.proxy import PluginProxy
 from wkhost.store.store import Store, open_store
 from wkhost.types import Message
 
@@ -76,6 +77,8 @@ class Services:
     def __init__(self) -> None:
         self.sent: list[tuple[SendMessage, str, int]] = []
         self.online: dict[str, list[OnlineDevice]] = {}
+        self.members: dict[str, list[str]] = {}
+        """Recipients by channel id."""
 
     async def send_message(self, request: SendMessage, door: str, hop: int) -> Sent:
         await trio.lowlevel.checkpoint()
@@ -84,6 +87,13 @@ class Services:
 
     def online_devices(self, uid: str) -> Sequence[OnlineDevice]:
         return self.online.get(uid, [])
+
+    async def recipients(self, message: Message) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return self.members.get(message.channel_id, [])
+
+    async def offline_recipients(self, message: Message) -> list[str]:
+        return [uid for uid in await self.recipients(message) if uid not in self.online]
 
 
 class Running:
@@ -179,3 +189,21 @@ def alive(pid: int) -> bool:
         return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+async def until(condition: Callable[[], object], within_s: float = 10) -> None:
+    """Return when `condition` is true of a world that tells nobody when it changes."""
+    with trio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110 - see above
+            await trio.sleep(0.001)
+
+
+def opened(target: Target, call_ids: Sequence[int]) -> Callable[[], bool]:
+    """A condition: the plugin's current process has all these calls."""
+    assert isinstance(target, PluginProxy)
+
+    def condition() -> bool:
+        session = target.session
+        return session is not None and all(map(session.is_open, call_ids))
+
+    return condition
