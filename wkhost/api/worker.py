@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import signal
 import socket
@@ -157,6 +158,8 @@ def main(listen_fd: int, control_fd: int, parent_pid: int) -> None:
     with socket.socket(fileno=control_fd) as control:
         settings = decode_settings(_read_line(control))
         logs.configure(settings.log_level)
+        # Its start and stop are the supervisor's to tell.
+        logging.getLogger("uvicorn").setLevel(max(settings.log_level, logging.WARNING))
         control.setblocking(False)
         listen = socket.socket(fileno=listen_fd)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
