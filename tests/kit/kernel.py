@@ -163,12 +163,14 @@ class KernelKit:
 
 @asynccontextmanager
 async def running_kernel(
-    settings: KernelSettings | None = None, store: Store | None = None
+    settings: KernelSettings | None = None,
+    store: Store | None = None,
+    outbox: RecordingOutbox | None = None,
 ) -> AsyncIterator[KernelKit]:
     """Run a kernel on `store` (a fresh one in memory by default) while the block runs."""
     own = store is None
     store = store or await open_store(None)
-    outbox = RecordingOutbox()
+    outbox = outbox or RecordingOutbox()
     kernel = Kernel(
         settings=settings or KernelSettings(),
         store=store,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wkhost.kernel.inflight import Inflight
 
-GENERATION_SIZE = 8192
-"""Channels in the young generation before a rotation; a rotation looks at as many."""
+CHANNELS_MAX = 16_384
+"""Channels kept; beyond it the one used longest ago goes, unless messages refer to it."""
 UNKNOWN_SEQ = -1
 REASONS_MAX = 10_000
 """Cached permission answers per channel."""
@@ -46,7 +47,7 @@ class ChannelState:
 
 
 class ChannelTable:
-    """The channels in use, in two generations: what a whole generation did not use is dropped.
+    """The channels in use, the one used longest ago first.
 
     `acl_version` grows with every change that may alter a permission; cached answers of an older
     version are void.
@@ -54,25 +55,30 @@ class ChannelTable:
 
     def __init__(self) -> None:
         self.acl_version = 0
-        self._young: dict[tuple[str, int], ChannelState] = {}
-        self._old: dict[tuple[str, int], ChannelState] = {}
+        self._states: OrderedDict[tuple[str, int], ChannelState] = OrderedDict()
 
     def get(self, channel_id: str, channel_type: int) -> ChannelState:
         """Return the one state object of a channel."""
+        states = self._states
         key = (channel_id, channel_type)
-        state = self._young.get(key)
-        if state is None:
-            state = self._old.pop(key, None) or ChannelState(channel_id, channel_type)
-            if len(self._young) >= GENERATION_SIZE:
-                self._rotate()
-            self._young[key] = state
+        state = states.get(key)
+        if state is not None:
+            states.move_to_end(key)
+            return state
+        state = states[key] = ChannelState(channel_id, channel_type)
+        if len(states) > CHANNELS_MAX:
+            self._drop_some()
         return state
 
-    def _rotate(self) -> None:
-        """Drop what was not used lately. What `get` gave last stays for another generation."""
-        pinned = {key: state for key, state in self._old.items() if state.pins}
-        self._old = self._young
-        self._young = pinned
+    def _drop_some(self) -> None:
+        """Drop up to two of the oldest, so that the table shrinks again after a burst of pins."""
+        states = self._states
+        for _ in range(2):
+            oldest = next(iter(states))
+            if states[oldest].pins:
+                states.move_to_end(oldest)
+            else:
+                del states[oldest]
 
     def permissions_changed(self) -> None:
         """Void every cached permission answer."""
@@ -80,9 +86,8 @@ class ChannelTable:
 
     def forget_sequences(self) -> None:
         """After a failed commit: what was given but not made durable must be read again."""
-        for generation in (self._young, self._old):
-            for state in generation.values():
-                state.last_seq = UNKNOWN_SEQ
+        for state in self._states.values():
+            state.last_seq = UNKNOWN_SEQ
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._states)

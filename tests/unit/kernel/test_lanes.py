@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wkhost.hooks.chain import EMPTY_CHAIN
 from wkhost.hooks.target import SendOrigin
-from wkhost.kernel.channels import GENERATION_SIZE, UNKNOWN_SEQ, ChannelState, ChannelTable
+from wkhost.kernel.channels import CHANNELS_MAX, UNKNOWN_SEQ, ChannelState, ChannelTable
 from wkhost.kernel.inflight import Inflight, Lanes, Progress
 from wkhost.types import Message
 
@@ -90,19 +90,35 @@ def test_a_pinned_channel_has_one_object_however_many_others_come() -> None:
     table = ChannelTable()
     pinned = table.get("pinned", 2)
     pinned.pins = 1
-    for n in range(5 * GENERATION_SIZE):
+    for n in range(3 * CHANNELS_MAX):
         table.get(f"g{n}", 2)
     assert table.get("pinned", 2) is pinned
-    assert len(table) <= 2 * GENERATION_SIZE + 2, "channels that only refuse must not pile up"
+    assert len(table) <= CHANNELS_MAX, "channels that only refuse must not pile up"
 
 
 def test_a_channel_that_is_used_again_stays_known() -> None:
     table = ChannelTable()
     state = table.get("busy", 2)
     state.last_seq = 7
-    for n in range(3 * GENERATION_SIZE):
+    for n in range(2 * CHANNELS_MAX):
         table.get(f"g{n}", 2)
-        if n % (GENERATION_SIZE // 2) == 0:
+        if n % (CHANNELS_MAX // 2) == 0:
             assert table.get("busy", 2) is state
     table.forget_sequences()
     assert state.last_seq == UNKNOWN_SEQ
+
+
+def test_the_table_shrinks_again_when_messages_let_go_of_their_channels() -> None:
+    table = ChannelTable()
+    many = [table.get(f"p{n}", 2) for n in range(CHANNELS_MAX)]
+    for state in many:
+        state.pins = 1
+    for n in range(1000):
+        table.get(f"q{n}", 2).pins = 1
+    assert all(table.get(state.channel_id, 2) is state for state in many)
+    assert len(table) == CHANNELS_MAX + 1000
+    for state in many:
+        state.pins = 0
+    for n in range(2000):
+        table.get(f"r{n}", 2)
+    assert len(table) == CHANNELS_MAX
