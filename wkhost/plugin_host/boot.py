@@ -78,6 +78,8 @@ def become(command: list[str], folder: str) -> NoReturn:
 def run_python(spec: dict[str, Any]) -> None:
     import runpy
 
+    # A plugin's lines are wanted when they are printed, not when a buffer is full.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if "script" in spec:
         sys.argv = [spec["script"], *spec["args"]]
         runpy.run_path(spec["script"], run_name="__main__")

@@ -98,7 +98,7 @@ class Generation:
     def failure(self) -> str:
         """Why it ended, in one sentence. Where the process's end says more, that is told."""
         reason = self.session.failure
-        if self._exit and not self.session.broken:
+        if self._exit and self.session.lost:
             reason = f"the process {self._exit}"
         last = self._ring.last_text(self.number)
         return f"{reason} (last line: {last[:300]})" if last and not self._stopping else reason
@@ -181,7 +181,7 @@ class Generation:
     async def _watch_exit(self, process: Process) -> None:
         self._exit = describe_exit(await process.wait())
         self._exited.set()
-        self.session.end(f"the process {self._exit}")
+        self.session.lose(f"the process {self._exit}")
 
     async def _end_process(self, process: Process) -> None:
         """Let it end, then make it end; returns when it has."""
@@ -213,7 +213,7 @@ class Generation:
         cred.close()
         error = await GrpcConnection(sock, self._methods()).run()
         if error is None:
-            self.session.end("the connection was closed")
+            self.session.lose("the connection was closed")
         else:
             self.session.break_off(f"the connection broke the protocol ({error})")
 

@@ -78,6 +78,8 @@ class Session:
         """Why it ended; empty while it has not."""
         self.broken = False
         """It ended because the plugin broke a rule of the stream."""
+        self.lost = False
+        """It ended because the other side went away, so the process's end says more."""
         self.batches = 0
         self.sent_calls = 0
         self._token: bytes | None = token
@@ -217,14 +219,17 @@ class Session:
             self.break_off(f"frame {kind or 'empty'!r} is not allowed here")
 
     def half_closed(self) -> None:
-        self.end("the plugin closed its stream")
+        self.lose("the plugin closed its stream")
 
     def writable(self) -> None:
         self.flush()
 
     def closed(self, error: GrpcError | None) -> None:
         self._stream = None
-        self.end(f"the stream was closed ({error})" if error else "the stream was closed")
+        if error is None or error.code in (StatusCode.CANCELLED, StatusCode.UNAVAILABLE):
+            self.lose("the stream was closed")
+        else:
+            self.break_off(f"the stream was closed ({error})")
 
     # --- handshake ------------------------------------------------------------------------------
 
@@ -390,6 +395,12 @@ class Session:
         """The plugin broke a rule: that is the end of this generation."""
         if not self.failure:
             self.broken = True
+            self.end(reason)
+
+    def lose(self, reason: str) -> None:
+        """The other side went away."""
+        if not self.failure:
+            self.lost = True
             self.end(reason)
 
     def _part(self, pendings: list[Pending], reason: str) -> None:

@@ -74,16 +74,17 @@ class Supervisor:
         self.ring = ring
         self.state = "starting"
         self.detail = ""
-        self.restarts = 0
         self.stopped = trio.Event()
         self._around = around
         self._server = server
         self._next_generation = next_generation
         self._current: Generation | None = None
+        self._last: Generation | None = None
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._starts = 0
         """Starts since the last long life."""
+        self._all_starts = 0
         self._starting: Generation | None = None
         self._stop_reason = ""
         self._nursery: trio.Nursery | None = None
@@ -94,7 +95,12 @@ class Supervisor:
     @property
     def generation(self) -> Generation | None:
         """The current process, or the last one while there is none."""
-        return self._current
+        return self._last
+
+    @property
+    def restarts(self) -> int:
+        """Starts that nobody asked for, good or bad."""
+        return max(0, self._all_starts - 1)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the plugin running until `stop`. `started` after the first start, good or bad."""
@@ -155,6 +161,9 @@ class Supervisor:
             # The process's end says more than the stream's, and comes with it.
             with trio.move_on_after(0.05):
                 await current.gone.wait()
+            if current is not self._current:
+                return
+            self._current = None
             self._note_death(current)
         await self._pause()
         await self._start_missing()
@@ -181,8 +190,8 @@ class Supervisor:
             current = self._current
             if self._stop_reason or (current is not None and not current.ended.is_set()):
                 return
-            self.restarts += self._current is not None or self._starts > 0
             self._starts += 1
+            self._all_starts += 1
             try:
                 await self._start(self.plan)
             except PluginError as error:
@@ -199,6 +208,7 @@ class Supervisor:
         finally:
             self._starting = None
         old, self._current = self._current, generation
+        self._last = generation
         self.proxy.switch(generation.session)
         self.state, self.detail = "running", ""
         log.info("plugin_running", plugin=self.no, generation=number, pid=generation.pid)
