@@ -5,6 +5,8 @@ Source: HTTP API, `/channel/messagesync`.
 
 from __future__ import annotations
 
+from collections import deque
+
 import trio
 
 from wkhost.addressing import canonical_id
@@ -14,8 +16,10 @@ from wkhost.types import Message
 
 DEFAULT_LIMIT = 50
 LIMIT_MAX = 10_000
-SLICE = 256
-"""Rows read in one synchronous stretch."""
+SLICE = 64
+"""Rows read in one synchronous stretch: with the largest payloads still some milliseconds."""
+PAGE_BYTES_MAX = 2 * 1024 * 1024
+"""Payload bytes after which a page ends; the caller asks on from there."""
 _NEWEST = (1 << 64) - 1
 
 
@@ -48,10 +52,17 @@ async def sync_messages(store: Store, request: SyncMessages) -> MessagePage:
     first, last, newest = page_range(
         request.start_message_seq, request.end_message_seq, limit, request.pull_mode
     )
-    found = await read_range(
-        store, channel_id, request.channel_type, first, last, limit, newest_first=newest
+    # Going down, the page keeps what is nearest to its start even if it must be cut.
+    found, cut = await read_range(
+        store,
+        channel_id,
+        request.channel_type,
+        first,
+        last,
+        limit,
+        newest_first=newest or request.pull_mode != 1,
     )
-    return MessagePage([record_of(m) for m in found], more=len(found) >= limit)
+    return MessagePage([record_of(m) for m in found], more=cut or len(found) >= limit)
 
 
 async def read_range(
@@ -63,27 +74,33 @@ async def read_range(
     limit: int,
     *,
     newest_first: bool,
-) -> list[Message]:
+) -> tuple[list[Message], bool]:
     """Return up to `limit` messages of an inclusive range, ascending, giving way between slices.
+
+    The second value tells that the page was cut at `PAGE_BYTES_MAX` of payload.
 
     Raises: StoreError.
     """
-    found: list[Message] = []
-    while first <= last and len(found) < limit:
-        wanted = min(limit - len(found), SLICE)
+    pages: deque[list[Message]] = deque()
+    count = size = 0
+    while first <= last and count < limit and size < PAGE_BYTES_MAX:
+        wanted = min(limit - count, SLICE)
         rows = store.read_messages(channel_id, channel_type, first, last, wanted, newest_first)
+        count += len(rows)
+        size += sum(len(m.payload) for m in rows)
         if newest_first:
-            found = rows + found
+            pages.appendleft(rows)
         else:
-            found += rows
+            pages.append(rows)
         if len(rows) < wanted:
-            break
-        if newest_first:
+            first = last + 1
+        elif newest_first:
             last = rows[0].message_seq - 1
         else:
             first = rows[-1].message_seq + 1
         await trio.lowlevel.checkpoint()
-    return found
+    cut = size >= PAGE_BYTES_MAX and first <= last and count < limit
+    return [m for page in pages for m in page], cut
 
 
 def record_of(m: Message) -> MessageRecord:

@@ -115,4 +115,4 @@ def test_a_range_never_reaches_below_the_first_message() -> None:
 
 
 async def test_an_empty_range_reads_nothing() -> None:
-    assert await read_range(None, "g", 2, 5, 4, 10, newest_first=False) == []  # type: ignore[arg-type]
+    assert await read_range(None, "g", 2, 5, 4, 10, newest_first=False) == ([], False)  # type: ignore[arg-type]
