@@ -18,8 +18,7 @@ import yaml
 
 START_S = 30.0
 STOP_S = 15.0
-TROUBLE = ("Traceback", "client failed", "request failed", "request_failed", "handler_failed")
-"""What a server's log never says, whatever its peers do."""
+_QUIET = {"debug", "info", "warning"}
 
 
 class ServerProcess:
@@ -124,13 +123,18 @@ class ServerProcess:
         return self.log_path.read_text(errors="replace")
 
     def trouble(self) -> list[str]:
-        """Return the lines of the log that tell of a fault of the server's own."""
-        return [line for line in self.log().splitlines() if any(each in line for each in TROUBLE)]
+        """Return the lines of the log that tell of an error, or are no log records at all."""
+        return [line for line in self.log().splitlines() if _level(line) not in _QUIET]
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the server and all processes below it."""
+        return sum(_resident_bytes(pid) for pid in _family(self.pid))
 
     async def post(self, path: str, **body: Any) -> Any:
         """POST to the business API; the decoded answer of a request that must succeed."""
+        headers = {"token": str(self._tree.get("managerToken", ""))}
         async with httpx.AsyncClient(base_url=self.api, trust_env=False) as client:
-            answer = await client.post(path, json=body)
+            answer = await client.post(path, json=body, headers=headers)
         assert answer.status_code == httpx.codes.OK, f"{path}: {answer.text}"
         return answer.json()
 
@@ -151,6 +155,23 @@ class ServerProcess:
         if check and result.returncode:
             raise AssertionError(f"wkhost {' '.join(arguments)}: {result.stdout}{result.stderr}")
         return result
+
+
+def _level(line: str) -> str:
+    try:
+        return str(json.loads(line)["level"])
+    except (ValueError, KeyError, TypeError):
+        return "not a record"
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @asynccontextmanager
