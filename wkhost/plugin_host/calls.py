@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ class Pending:
 
     `encode` gets the call, the session it leaves by and the time, and returns the call's field of
     a batch; it runs when there is credit, so that the budget on the wire is what is really left.
-    `moves` says whether a planned reload may issue the call again to the next generation.
+    After `deadline` it is not sent any more. `moves` says whether a planned reload may issue the
+    call again to the next generation.
     """
 
     __slots__ = (
@@ -43,12 +45,11 @@ class Pending:
         "attempt",
         "call",
         "call_id",
+        "deadline",
         "encode",
-        "encoded",
         "estimate",
         "moves",
         "reply",
-        "sent_at",
         "size",
     )
 
@@ -61,6 +62,7 @@ class Pending:
         payload_bytes: int = 0,
         reply: Callable[[Answer], None] | None = None,
         *,
+        deadline: float = math.inf,
         moves: bool = True,
     ) -> None:
         self.call_id = call_id
@@ -70,10 +72,9 @@ class Pending:
         self.estimate = payload_bytes + _OVERHEAD_BYTES
         self.reply = reply
         self.moves = moves
+        self.deadline = deadline
         self.attempt = 1
-        self.encoded = b""
         self.size = 0
-        self.sent_at = 0.0
 
 
 def deliver(
@@ -90,7 +91,7 @@ def deliver(
         answers.answered(plugin_no, found)
 
 
-_SEND_ANSWERS = (Continue, Replace, Refuse)
+SEND_ANSWERS = (Continue, Replace, Refuse)
 _CHANNEL_ANSWERS = (Continue, ChannelAnswer)
 _USER_ANSWERS = (Continue, UserAnswer)
 _LOGIN_ANSWERS = (Continue, UserAnswer, Refuse)
@@ -99,17 +100,14 @@ _WEBHOOK_ANSWERS = (Continue, WebhookAnswer)
 _LIFECYCLE_ANSWERS = (Continue, Refuse)
 
 
-def send(call: SendCall) -> Pending:
-    return Pending(call.call_id, call, _encode_send, _SEND_ANSWERS, len(call.message.payload))
-
-
 def channel_get(call: ChannelGetCall) -> Pending:
-    return Pending(call.call_id, call, _encode_channel_get, _CHANNEL_ANSWERS)
+    encode = _encode_channel_get
+    return Pending(call.call_id, call, encode, _CHANNEL_ANSWERS, deadline=call.deadline)
 
 
 def user_get(call: UserGetCall) -> Pending:
     allowed = _LOGIN_ANSWERS if call.login else _USER_ANSWERS
-    return Pending(call.call_id, call, _encode_user_get, allowed)
+    return Pending(call.call_id, call, _encode_user_get, allowed, deadline=call.deadline)
 
 
 def persist_after(
@@ -179,16 +177,14 @@ def _budget_ms(deadline: float, now: float) -> int:
     return int(left * 1000) if left > 0 else 0
 
 
-def _encode_send(pending: Pending, session: Session, now: float) -> bytes:
+def encode_send(pending: Pending, session: Session, now: float) -> bytes:
     call: SendCall = pending.call
-    content = codec.send_call(
-        call,
-        pending.attempt,
-        _budget_ms(call.deadline, now),
-        session.send_payload,
-        session.lineage_of_call(call.call_id, call.message.hop) if session.may_send else b"",
-    )
-    return codec.field_bytes(codec.SEND, content)
+    left = call.deadline - now
+    lineage = b""
+    if session.may_send:
+        lineage = session.lineage_of_call(call.call_id, call.message.hop)
+    budget_ms = int(left * 1000) if left > 0 else 0
+    return codec.send_field(call, pending.attempt, budget_ms, session.send_payload, lineage)
 
 
 def _encode_channel_get(pending: Pending, session: Session, now: float) -> bytes:

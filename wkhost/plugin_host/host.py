@@ -34,7 +34,7 @@ from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.observers import OBSERVING_HOOKS, cursor_name
-from wkhost.plugin_host.order import build_chain
+from wkhost.plugin_host.order import build_chain, order_plugins
 from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.package import Package, builtin_folder
 from wkhost.plugin_host.process import Launcher, PlainLauncher
@@ -150,6 +150,7 @@ class PluginHost:
             else:
                 wanted = [await self._wanted(no, entries) for no in dict.fromkeys(names)]
             supervisors = [s for s in [await self._load(entry) for entry in wanted] if s]
+            order_plugins(supervisor.plan.package.manifest for supervisor in supervisors)
             async with trio.open_nursery() as nursery:
                 for supervisor in supervisors:
                     nursery.start_soon(self._activate, supervisor)

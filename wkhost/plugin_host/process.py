@@ -115,7 +115,13 @@ class PlainLauncher:
             raise PluginError(f"{manifest.no}: cannot be started ({error.strerror})") from error
         finally:
             os.close(control_read)
-        return PlainProcess(popen, control_write)
+        try:
+            return PlainProcess(popen, control_write)
+        except OSError as error:
+            os.close(control_write)
+            popen.kill()
+            popen.wait()
+            raise PluginError(f"{manifest.no}: cannot be watched ({error.strerror})") from error
 
 
 class PlainProcess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -24,6 +25,9 @@ from wkhost.types import Message
 PERSIST_AFTER_BUDGET_S = 30.0
 RECEIVE_BUDGET_S = 10.0
 WEBHOOK_BUDGET_S = 5.0
+
+Make = Callable[[Callable[[Answer], None]], Pending]
+"""Makes a call, given who hears its answer."""
 
 
 class PluginProxy:
@@ -58,7 +62,18 @@ class PluginProxy:
             await self._switched.wait()
 
     def submit_send(self, call: SendCall) -> bool:
-        return self._submit(calls.send(call))
+        pending = Pending(
+            call.call_id,
+            call,
+            calls.encode_send,
+            calls.SEND_ANSWERS,
+            len(call.message.payload),
+            deadline=call.deadline,
+        )
+        session = self.session
+        if session is not None and session.alive:
+            return session.submit(pending)
+        return self._submit(pending)
 
     def submit_channel_get(self, call: ChannelGetCall) -> bool:
         return self._submit(calls.channel_get(call))
@@ -76,11 +91,18 @@ class PluginProxy:
 
     async def receive(self, message: Message, uids: Sequence[str]) -> None:
         """Raises PluginError when it failed, died or took too long."""
+        await self.receive_all([(message, uids)])
+
+    async def receive_all(self, items: Sequence[tuple[Message, Sequence[str]]]) -> None:
+        """Issue one `receive` call for each of `items`, in order, and wait for all answers.
+
+        Raises PluginError, after all have ended, when any failed, died or took too long.
+        """
         budget_s = RECEIVE_BUDGET_S
-        answer = await self._ask(
-            lambda reply: calls.receive(message, uids, budget_s, reply), budget_s
-        )
-        self._need_continue("receive", answer)
+        makes = [partial(calls.receive, message, uids, budget_s) for message, uids in items]
+        answers = await self._ask_all(makes, budget_s)
+        for answer in answers:
+            self._need_continue("receive", answer)
 
     async def webhook(self, event: str, data_json: bytes) -> WebhookAnswer | Failure | None:
         budget_s = WEBHOOK_BUDGET_S
@@ -111,24 +133,27 @@ class PluginProxy:
                 failure = Failure(Outcome.OVERLOAD, f"{self.no}: too much waits")
                 calls.deliver(self._answers, self.no, (pending,), failure)
 
-    async def _ask(
-        self, make: Callable[[Callable[[Answer], None]], Pending], budget_s: float
-    ) -> Answer:
+    async def _ask(self, make: Make, budget_s: float) -> Answer:
         """Issue a call of the host's own and wait for its answer, a Failure included."""
+        return (await self._ask_all([make], budget_s))[0]
+
+    async def _ask_all(self, makes: Sequence[Make], budget_s: float) -> list[Answer]:
+        """Issue calls in order and wait until each has its answer, a Failure included."""
+        found: dict[int, Answer] = {}
         answered = trio.Event()
-        found: list[Answer] = []
 
-        def reply(answer: Answer) -> None:
-            found.append(answer)
-            answered.set()
+        def reply(index: int, answer: Answer) -> None:
+            found[index] = answer
+            if len(found) == len(makes):
+                answered.set()
 
-        if not self._submit(make(reply)):
-            return Failure(Outcome.OVERLOAD, f"{self.no}: too much waits")
+        for index, make in enumerate(makes):
+            if not self._submit(make(partial(reply, index))):
+                reply(index, Failure(Outcome.OVERLOAD, f"{self.no}: too much waits"))
         with trio.move_on_after(budget_s):
             await answered.wait()
-        if found:
-            return found[0]
-        return Failure(Outcome.TIMEOUT, f"{self.no}: no answer within {budget_s:.0f} s")
+        late = Failure(Outcome.TIMEOUT, f"{self.no}: no answer within {budget_s:.0f} s")
+        return [found.get(index, late) for index in range(len(makes))]
 
     def _need_continue(self, hook: str, answer: Answer) -> None:
         if not isinstance(answer, Continue):

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import trio
-
-from wkhost.errors import PluginError
 from wkhost.plugin_host.predicates import compile_globs
 from wkhost.plugin_host.proxy import PluginProxy
 from wkhost.types import CMD_SUFFIX, Message
@@ -48,23 +45,17 @@ class Receivers:
 
         Raises PluginError when it failed for any; all of them come again then.
         """
-        for first in range(0, len(messages), CALLS_AT_ONCE):
-            failures: list[PluginError] = []
-            async with trio.open_nursery() as nursery:
-                for message in messages[first : first + CALLS_AT_ONCE]:
-                    nursery.start_soon(self._hand_over_one, message, failures)
-            if failures:
-                raise failures[0]
-
-    async def _hand_over_one(self, message: Message, failures: list[PluginError]) -> None:
-        if message.channel_id.endswith(CMD_SUFFIX):
-            return
-        uids = await self._concerned(message)
-        try:
-            for first in range(0, len(uids), UIDS_PER_CALL):
-                await self._proxy.receive(message, uids[first : first + UIDS_PER_CALL])
-        except PluginError as error:
-            failures.append(error)
+        items: list[tuple[Message, list[str]]] = []
+        for message in messages:
+            if message.channel_id.endswith(CMD_SUFFIX):
+                continue
+            uids = await self._concerned(message)
+            items.extend(
+                (message, uids[first : first + UIDS_PER_CALL])
+                for first in range(0, len(uids), UIDS_PER_CALL)
+            )
+        for first in range(0, len(items), CALLS_AT_ONCE):
+            await self._proxy.receive_all(items[first : first + CALLS_AT_ONCE])
 
     async def _concerned(self, message: Message) -> list[str]:
         if not self._has_bound:

@@ -38,6 +38,8 @@ MAX_WAITING_CALLS = 20_000
 """What may wait for credit; beyond it a call is refused as overload."""
 MAX_CREDIT_CALLS = 1_000_000
 MAX_CREDIT_BYTES = 1024 * 1024 * 1024
+_EXPIRED = Failure(Outcome.TIMEOUT, "its budget ended before the plugin had credit for it")
+_TOO_LARGE = Failure(Outcome.OVERLOAD, "larger than the plugin's credit")
 LIFECYCLE = frozenset({"config_update", "health", "stop"})
 
 
@@ -147,50 +149,45 @@ class Session:
         """Send one batch. False: the credit allows no call."""
         waiting, outstanding = self._waiting, self._outstanding
         fields: list[bytes] = []
-        batch_bytes = 0
-        used = self._outstanding_bytes
-        refused: list[Pending] = []
-        now = trio.current_time()
+        failed: list[tuple[Pending, Failure]] = []
+        batch_bytes = waited_bytes = 0
+        bytes_left = self._credit_bytes - self._outstanding_bytes
         calls_left = min(self._credit_calls - len(outstanding), MAX_BATCH_CALLS)
+        now = trio.current_time()
         while waiting and len(fields) < calls_left:
             call = waiting[0]
-            try:
-                content = call.encoded or call.encode(call, self, now)
-            except ValueError as error:
-                self._drop_head()
-                self._crash((call,), f"the call cannot be encoded ({error})")
-                continue
-            size = len(content)
-            if used + size > self._credit_bytes:
+            failure = _EXPIRED if call.deadline <= now else None
+            if failure is None:
+                try:
+                    content = call.encode(call, self, now)
+                except ValueError as error:
+                    failure = Failure(Outcome.CRASH, f"the call cannot be encoded ({error})")
+            if failure is None:
+                size = len(content)
+                if size > bytes_left - batch_bytes and size <= self._credit_bytes:
+                    break
+                if fields and batch_bytes + size > MAX_BATCH_BYTES:
+                    break
                 if size > self._credit_bytes:
-                    self._drop_head()
-                    refused.append(call)
-                    continue
-                call.encoded = content
-                break
-            if fields and batch_bytes + size > MAX_BATCH_BYTES:
-                call.encoded = content
-                break
-            self._drop_head()
-            call.encoded = b""
+                    failure = _TOO_LARGE
+            waiting.popleft()
+            waited_bytes += call.estimate
+            if failure is not None:
+                failed.append((call, failure))
+                continue
             call.size = size
-            call.sent_at = now
             outstanding[call.call_id] = call
-            used += size
             batch_bytes += size
             fields.append(content)
-        self._outstanding_bytes = used
+        self._waiting_bytes -= waited_bytes
+        self._outstanding_bytes += batch_bytes
         if fields:
             self.batches += 1
             self.sent_calls += len(fields)
             stream.send(codec.call_batch(fields, batch_bytes, self.config_number))
-        if refused:
-            failure = Failure(Outcome.OVERLOAD, "larger than the plugin's credit")
-            calls.deliver(self._answers, self.no, refused, failure)
-        return bool(fields or refused)
-
-    def _drop_head(self) -> None:
-        self._waiting_bytes -= self._waiting.popleft().estimate
+        for call, failure in failed:
+            calls.deliver(self._answers, self.no, (call,), failure)
+        return bool(fields or failed)
 
     # --- the stream's callbacks -----------------------------------------------------------------
 

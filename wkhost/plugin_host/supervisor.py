@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import structlog
@@ -192,6 +193,7 @@ class Supervisor:
                 return
             self._starts += 1
             self._all_starts += 1
+            self.state = "starting"
             try:
                 await self._start(self.plan)
             except PluginError as error:
@@ -207,6 +209,9 @@ class Supervisor:
             await self._nursery.start(generation.run)
         finally:
             self._starting = None
+        if self._stop_reason:
+            generation.session.end(f"stopped ({self._stop_reason})")
+            raise PluginError(f"{self.no}: is being stopped")
         old, self._current = self._current, generation
         self._last = generation
         self.proxy.switch(generation.session)
@@ -224,7 +229,8 @@ class Supervisor:
             generation=number,
             plugin_dir=plan.package.folder,
             data_dir=plan.package.folder.parent / "data",
-            runtime_dir=self._around.runtime_dir / f"{self.no[:16]}.{number}",
+            # Short, since a socket's path is; unlike for two plugins whose numbers begin alike.
+            runtime_dir=self._around.runtime_dir / f"{crc32(self.no.encode()):08x}.{number}",
         )
         identity = Identity(
             manifest=manifest,

@@ -129,14 +129,30 @@ async def test_an_enabled_plugin_that_crashes_at_start_backs_off_and_keeps_its_p
         bad = tmp_path / "plugins" / "echo" / "data" / "bad"
         bad.touch()
         os.kill(status.pid, signal.SIGKILL)
-        await until(lambda: it.host.info("echo").restarts >= 3)
-        status = it.host.info("echo")
-        assert status.state == "backoff"
-        assert "exited with status 3" in status.detail
+        await until(lambda: (s := it.host.info("echo")).restarts >= 3 and s.state == "backoff")
+        assert "exited with status 3" in it.host.info("echo").detail
         assert it.chain.send[0].target is target
         bad.unlink()
         await it.host.reload("echo")
         assert it.host.info("echo").state == "running"
+
+
+async def test_a_stop_while_it_starts_does_not_wait_for_the_start(tmp_path: Path) -> None:
+    async with running(tmp_path) as it:
+        await it.install(write_plugin(tmp_path / "src"))
+        slow = write_raw(tmp_path / "src", "time.sleep(60)", no="echo", serve=False)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def upgrade() -> None:
+                with pytest.raises(PluginError, match="stopped"):
+                    await it.install(slow)
+
+            nursery.start_soon(upgrade)
+            await until(lambda: it.host.info("echo").state == "reloading")
+            supervisor = it.host._active["echo"].supervisor
+            await supervisor.stop("disable")
+        assert trio.current_time() - began < 10
 
 
 async def test_start_set_starts_exactly_what_is_wanted(tmp_path: Path) -> None:
@@ -301,12 +317,11 @@ for frame in stream:
         got: list[bytes] = []
 
         def impostor() -> None:
-            path = tmp_path / "run" / "raw.1" / "s"
             for _ in range(3):
-                while not path.exists():
+                while not (paths := list((tmp_path / "run").glob("*.1/s"))):
                     time.sleep(0.001)
                 with socket.socket(socket.AF_UNIX) as sock:
-                    sock.connect(str(path))
+                    sock.connect(str(paths[0]))
                     sock.settimeout(5)
                     got.append(sock.recv(100))
 
@@ -316,7 +331,7 @@ for frame in stream:
         thread.join()
         assert got == [b"", b"", b""]
         assert await it.recorder.wait(it.send(it.target("raw"))) == [Continue()]
-        assert not (tmp_path / "run" / "raw.1" / "s").exists()
+        assert list((tmp_path / "run").glob("*.1/s")) == []
         assert sum("refused a connection" in line for line in it.logs("raw")) == 3
 
 
