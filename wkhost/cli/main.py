@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("wkhost.cli.run", "Run the server in the foreground."),
     "demo": ("wkhost.cli.demo", "Show a throw-away server with three clients chatting."),
     "plugin": ("wkhost.cli.plugin", "Write, install and manage plugins."),
+    "bench": ("wkhost.cli.bench", "Measure sends, fan-out, hook calls and idle connections."),
 }
 """Name -> the module whose attribute of that name is the command, and one sentence of help."""
 

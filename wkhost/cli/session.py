@@ -51,6 +51,11 @@ class Session:
             self.warn(sentence)
         return settings
 
+    @property
+    def names_server(self) -> bool:
+        """Whether --config was given: the person means one certain server."""
+        return self._file is not None
+
     def config_file(self) -> Path | None:
         """--config, else WK_CONFIG, else ./wk.yaml where there is one."""
         if self._file is not None:

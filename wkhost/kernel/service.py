@@ -42,6 +42,8 @@ class PluginManager(Protocol):
 
     def order(self) -> c.PluginOrder: ...
 
+    def statistics(self) -> dict[str, Any]: ...
+
 
 class Service:
     """Answers requests. `statistics` gives the counters of every part."""
@@ -152,7 +154,10 @@ class Service:
         return c.Health(not problem, problem)
 
     async def _get_statistics(self, request: c.GetStatistics) -> c.Statistics:
-        return c.Statistics(self._statistics())
+        parts = self._statistics()
+        if self.plugins is not None:
+            parts["plugins"] = self.plugins.statistics()
+        return c.Statistics(parts)
 
     # --- plugins --------------------------------------------------------------------------------
 
