@@ -12,6 +12,8 @@ MAX_HEAD_BYTES = 64 * 1024
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Most bytes of one request, its chunked encoding and trailers counted in. Bodies have a lower
 limit of their own, which answers properly."""
+REQUEST_S = 60.0
+"""Longest time from a request's first byte (or the connection) to its last."""
 
 
 class _CorkedTransport:
@@ -57,25 +59,50 @@ class _CorkedTransport:
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Answers 400 and closes when a head, or a whole message, is longer than it may be."""
+    """Answers 400 and closes when a head, or a whole message, is longer than it may be.
+
+    Closes when a request does not arrive in time; uvicorn itself waits for ever.
+    """
+
+    request_s = REQUEST_S
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._received = 0
         self._limit = MAX_HEAD_BYTES
+        self._partial = True
+        """A request is on its way in. Only then the deadline runs: most come in one read."""
+        self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = cast("asyncio.Transport", _CorkedTransport(transport, self.loop))
+        self._start_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_deadline()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._received > self._limit:
             self.send_400_response("Request header fields too large.")
             return
         self._received += len(data)
+        self._partial = True
         super().data_received(data)
+        if self._partial and self._deadline is None and not self.transport.is_closing():
+            self._start_deadline()
+
+    def _start_deadline(self) -> None:
+        self._deadline = self.loop.call_later(self.request_s, self.transport.close)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def on_message_begin(self) -> None:
+        self._partial = True
         self._received = 0
         self._limit = MAX_HEAD_BYTES
         super().on_message_begin()
@@ -85,6 +112,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._partial = False
+        self._stop_deadline()
         self._received = 0
         self._limit = MAX_HEAD_BYTES
         super().on_message_complete()
