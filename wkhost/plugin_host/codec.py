@@ -21,6 +21,7 @@ from wkhost.hooks.target import (
     WebhookAnswer,
 )
 from wkhost.hooks.verdict import MAX_REFUSE_TEXT_BYTES, Failure, Outcome, Refuse, Replace
+from wkhost.plugin_host.output import escape
 from wkhost.types import Flags, Message
 
 _NO_PERSIST, _RED_DOT, _SYNC_ONCE = int(Flags.NO_PERSIST), int(Flags.RED_DOT), int(Flags.SYNC_ONCE)
@@ -229,7 +230,7 @@ def _refuse(wire: plugin_pb2.Refuse) -> Answer:
 
 
 def _failed(wire: plugin_pb2.Failed) -> Answer:
-    return _crash(wire.detail[:_MAX_DETAIL] or "the handler failed")
+    return _crash(escape(wire.detail[:_MAX_DETAIL]) or "the handler failed")
 
 
 def _channel(wire: plugin_pb2.ChannelAnswer) -> Answer:

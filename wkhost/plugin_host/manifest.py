@@ -44,6 +44,7 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     users_read = false
     kv_bytes = 0                # quota of the plugin's key-value store
     token = false               # user_get sees the token of a login
+    egress = []                 # hosts it may reach, such as "api.example.com:443", "*.example.com:443"
 
     [limits]
     memory_mb = 512
@@ -60,6 +61,10 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     choices = []
     min = 0
     max = 10
+
+    [schema.api_key]            # a secret is no part of [config]: `wkhost plugin secret set`
+    type = "text"
+    secret = true
 """
 
 from __future__ import annotations
@@ -75,11 +80,14 @@ from wkhost.errors import PluginError
 from wkhost.hooks.chain import Stage
 from wkhost.hooks.verdict import Policy
 from wkhost.plugin_host.config_schema import Setting, check_config, read_schema
+from wkhost.plugin_host.egress_rules import EgressRefusedError, Target, parse_target
 from wkhost.plugin_host.fields import Fields
 
 MANIFEST_NAME = "plugin.toml"
 MAX_MANIFEST_BYTES = 256 * 1024
-NO_PATTERN = re.compile(r"[a-z][a-z0-9._-]{0,62}")
+NO_PATTERN = re.compile(r"(?!(?:client|http)\Z|registry\.)[a-z][a-z0-9._-]{0,62}")
+"""A plugin's number. It names a folder beside the registry's files, and as the door of a message
+it stands beside "client" and "http"."""
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 _GLOB = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 _SCOPE = re.compile(r"(\*|[0-9]{1,3}):[^\x00-\x1f\x7f]{1,256}")
@@ -131,6 +139,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     users_read: bool = False
     kv_bytes: int = 0
     token: bool = False
+    egress: tuple[Target, ...] = ()
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -192,7 +201,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def _build(root: Fields) -> Manifest:
     plugin = root.sub("plugin")
-    no_what = "a-z, then up to 62 of a-z 0-9 . _ -"
+    no_what = "a-z, then up to 62 of a-z 0-9 . _ - (client, http and registry.* are taken)"
     main, command = _read_run(root.sub("run"))
     schema, config = read_schema(root.sub("schema")), root.take("config", {})
     if not isinstance(config, dict):
@@ -293,9 +302,20 @@ def _read_capabilities(fields: Fields) -> Capabilities:
         users_read=fields.flag("users_read", False),
         kv_bytes=fields.integer("kv_bytes", 0, 0, 2**40),
         token=fields.flag("token", False),
+        egress=_read_egress(fields),
     )
     fields.finish()
     return capabilities
+
+
+def _read_egress(fields: Fields) -> tuple[Target, ...]:
+    found: list[Target] = []
+    for text in fields.texts("egress", pattern=_GLOB, what='a host such as "api.example.com:443"'):
+        try:
+            found.append(parse_target(text))
+        except EgressRefusedError as error:
+            fields.error("egress", str(error))
+    return tuple(found)
 
 
 def _read_limits(fields: Fields) -> Limits:

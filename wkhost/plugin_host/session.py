@@ -28,6 +28,7 @@ from wkhost.plugin_host.calls import Pending
 from wkhost.plugin_host.grpc import BidiStream, GrpcError, Metadata, StatusCode
 from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import Manifest
+from wkhost.plugin_host.output import escape
 from wkhost.types import Message
 
 PROTOCOL = 1
@@ -245,7 +246,7 @@ class Session:
         wanted = set(self.identity.manifest.hooks)
         implemented = set(hello.hooks) - LIFECYCLE
         if implemented != wanted:
-            extra = ", ".join(sorted(implemented - wanted)) or "none"
+            extra = escape(", ".join(sorted(implemented - wanted)))[:200] or "none"
             missing = ", ".join(sorted(wanted - implemented)) or "none"
             self.end(f"hooks: not in the manifest: {extra}; not in the code: {missing}")
             return

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 
@@ -85,6 +86,25 @@ async def test_a_killed_plugin_answers_at_once_and_comes_back(tmp_path: Path) ->
         assert again.pid != status.pid
         assert any("killed by SIGKILL" in line for line in it.logs("raw"))
         assert all(len(found) == 1 for found in it.recorder.found.values())
+
+
+async def test_deaths_leave_no_process_descriptor_or_folder_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as it:
+        await it.install(write_plugin(tmp_path / "src"))
+        target = proxy_of(it.target("echo"))
+        pids: list[int] = []
+        descriptors: list[int] = []
+        for _ in range(4):
+            pids.append(it.host.info("echo").pid)
+            os.kill(pids[-1], signal.SIGKILL)
+            await until(lambda: not target.ready)
+            await until(lambda: target.ready)
+            await until(lambda: len(list((tmp_path / "run").iterdir())) == 1)
+            descriptors.append(len(os.listdir("/proc/self/fd")))
+        assert len(set(descriptors)) == 1
+        assert not any(map(alive, pids))
+        children = [child.pid for child in psutil.Process().children()]
+        assert children == [it.host.info("echo").pid]
 
 
 async def test_calls_to_a_dead_plugin_crash_and_it_stays_in_the_chain(tmp_path: Path) -> None:

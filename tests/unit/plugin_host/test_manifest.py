@@ -169,3 +169,14 @@ def test_overrides_are_checked_against_schema_and_defaults() -> None:
 def test_a_wrong_default_is_an_error_of_the_manifest() -> None:
     with pytest.raises(PluginError, match=r"config\.limit: expected a value of type integer"):
         parse_manifest(SMALL + b'[config]\nlimit = "x"\n[schema.limit]\ntype = "integer"\n')
+
+
+@pytest.mark.parametrize("no", ["client", "http", "registry.json", "registry.lock", "A", "-a", ""])
+def test_numbers_that_mean_something_else_are_refused(no: str) -> None:
+    with pytest.raises(PluginError, match=r"plugin\.no: expected a-z"):
+        parse_manifest(SMALL.replace(b'"echo"', f'"{no}"'.encode()))
+
+
+@pytest.mark.parametrize("no", ["client2", "http.proxy", "registry", "a"])
+def test_numbers_that_only_look_alike_are_fine(no: str) -> None:
+    assert parse_manifest(SMALL.replace(b'"echo"', f'"{no}"'.encode())).no == no
