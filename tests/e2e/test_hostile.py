@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 
@@ -19,6 +20,8 @@ from tests.integration.gateway.certificate import write_certificate
 from tests.integration.gateway.kit import client_context
 from tests.kit.server import ServerProcess, running_server
 from tests.kit.wkclient import ConnectionLostError, TestClient
+from wkhost.link.contract import API_WORKER, LINK_PROTOCOL, OPERATOR
+from wkhost.link.framing import Hello
 from wkhost.link.runtime import find_link_socket
 from wkhost.protocol.client import ClientConnection
 from wkhost.protocol.connection import Form
@@ -407,30 +410,51 @@ async def test_no_http_request_stops_the_server(tmp_path: Path) -> None:
         await found.probe()
 
 
+def frame(body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + body
+
+
+def link_garbage() -> Iterator[bytes]:
+    rng = random.Random(5001)
+    yield from (rng.randbytes(size) for size in (1, 4, 100, 10_000))
+    yield b"\xff" * 8
+    yield from (frame(body) for body in (b"", b"\x91" * 4000, b"\xc1" * 100))
+    yield frame(msgspec.msgpack.encode(Hello(LINK_PROTOCOL, API_WORKER, "guess")))
+    yield frame(msgspec.msgpack.encode(Hello(LINK_PROTOCOL + 1, OPERATOR)))
+
+
+def batch_garbage() -> Iterator[bytes]:
+    """What an accepted peer may send instead of a batch."""
+    yield from map(
+        frame,
+        (
+            b"",
+            b"\x91" * 1_000_000,
+            b"\xdd\xff\xff\xff\xff",
+            b"\x91\x92\x01\x81\xa4type\xa4Nope",
+            b"\x91\x92\x01\x81\xa4type\xabSendMessage",
+            json.dumps({"a": 1}).encode(),
+        ),
+    )
+    yield struct.pack(">I", 1 << 31)
+    yield struct.pack(">I", 1 << 20) + b"x" * 1000
+
+
 async def test_garbage_on_the_link_socket_harms_nobody(tmp_path: Path) -> None:
     async with target(tmp_path) as found:
         path = find_link_socket(found.server.root / "data" / "data")
 
-        def frame(body: bytes) -> bytes:
-            return struct.pack(">I", len(body)) + body
-
-        hello = frame(b"\x84\xa4type\xa5Hello\xa8protocol\x01\xa4role\xa8operator\xa5token\xa0")
-        rng = random.Random(5001)
-        attacks = [rng.randbytes(size) for size in (1, 4, 100, 10_000)]
-        attacks += [b"\xff" * 8, frame(b""), frame(b"\x91" * 4000), frame(b"\xc1" * 100)]
-        attacks += [
-            hello + data
-            for data in (
-                frame(b"\x91" * 1_000_000),
-                frame(b"\xdd\xff\xff\xff\xff"),
-                frame(b"\x91\x92\x01\x81\xa4type\xa4Nope"),
-                frame(json.dumps({"a": 1}).encode()),
-                struct.pack(">I", 1 << 31),
-                hello * 100,
-            )
-        ]
-        for data in attacks:
+        async def connect() -> trio.SocketStream:
             socket = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
             await socket.connect(str(path))
-            await assault(trio.SocketStream(socket), data)
-        await found.probe()
+            return trio.SocketStream(socket)
+
+        for data in link_garbage():
+            assert b"Welcome" not in await assault(await connect(), data)
+        hello = frame(msgspec.msgpack.encode(Hello(LINK_PROTOCOL, OPERATOR)))
+        for data in batch_garbage():
+            stream = await connect()
+            await stream.send_all(hello)
+            assert b"Welcome" in await stream.receive_some(1000)
+            await assault(stream, data)
+        assert await found.server.plugin("list") == []
