@@ -31,10 +31,11 @@ from wkhost.plugin_host.grpc import (
     accept_one,
     listen_unix,
 )
+from wkhost.plugin_host.handshake import PROTOCOL, Identity
 from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.output import HOST_STREAM, LogRing, escape, read_output
 from wkhost.plugin_host.process import Launcher, LaunchSpec, Process, describe_exit
-from wkhost.plugin_host.session import MAX_BATCH_BYTES, PROTOCOL, Identity, Session
+from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
 
 CONNECT = "/wkhost.plugin.v1.Hooks/Connect"
 START_TIMEOUT_S = 20.0

@@ -32,6 +32,7 @@ from wkhost.plugin_host.generation import Surroundings
 from wkhost.plugin_host.host_api import HostApi, HostServices
 from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import Manifest
+from wkhost.plugin_host.numbering import Numbering
 from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.observers import OBSERVING_HOOKS, cursor_name
 from wkhost.plugin_host.order import build_chain, order_plugins
@@ -46,21 +47,9 @@ from wkhost.store.store import Store
 PINNED_S = 1.0
 """How long messages admitted under the old chain may still reach a plugin that left it."""
 CONFIG_BUDGET_S = 5.0
-_GENERATIONS_RESERVED = 100
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
-
-
-class _Active:
-    """One plugin of the running set."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.supervisor.plan.package.manifest
 
 
 class PluginHost:
@@ -102,7 +91,7 @@ class PluginHost:
             schedule=self._flusher.schedule,
             host_api=self._api.methods,
         )
-        self._active: dict[str, _Active] = {}
+        self._active: dict[str, Supervisor] = {}
         self._broken: dict[str, str] = {}
         self._rings: dict[str, LogRing] = {}
         self._observation = Observation(store, services)
@@ -127,8 +116,8 @@ class PluginHost:
         """Stop all plugins in good order; the caller sets the deadline and then cancels `run`."""
         async with self._changing, trio.open_nursery() as nursery:
             for active in self._active.values():
-                self._observation.stop(active.supervisor.no)
-                nursery.start_soon(active.supervisor.stop, "shutdown")
+                self._observation.stop(active.no)
+                nursery.start_soon(active.stop, "shutdown")
 
     def log_grew(self) -> None:
         """The store's log has new durable messages."""
@@ -150,7 +139,7 @@ class PluginHost:
             else:
                 wanted = [await self._wanted(no, entries) for no in dict.fromkeys(names)]
             supervisors = [s for s in [await self._load(entry) for entry in wanted] if s]
-            order_plugins(supervisor.plan.package.manifest for supervisor in supervisors)
+            order_plugins(supervisor.manifest for supervisor in supervisors)
             async with trio.open_nursery() as nursery:
                 for supervisor in supervisors:
                     nursery.start_soon(self._activate, supervisor)
@@ -182,15 +171,15 @@ class PluginHost:
             active = self._active.get(no)
             if active is None:
                 enabled = before is not None and before.enabled
-                await self._in_thread(self._register, package, enabled)
+                await self._in_thread(partial(self.catalog.register, package, enabled=enabled))
                 if request.enable or enabled:
                     await self._enable(no)
             else:
-                plan = active.supervisor.plan
+                plan = active.plan
                 overrides = {} if before is None else before.config
                 config = _merged(package, overrides)
                 await self._reload(no, Plan(package, config, plan.config_number))
-                await self._in_thread(self._register, package, True)
+                await self._in_thread(partial(self.catalog.register, package, enabled=True))
             return self.info(no)
 
     async def enable(self, no: str) -> contract.PluginStatus:
@@ -243,13 +232,13 @@ class PluginHost:
         number = entry.config_number + 1
         active = self._active.get(no)
         session = None
-        if active is not None and active.supervisor.proxy.ready:
-            session = active.supervisor.proxy.session
-            await self._propose(active.supervisor, config, number)
+        if active is not None and active.proxy.ready:
+            session = active.proxy.session
+            await self._propose(active, config, number)
         change = partial(self.catalog.registry.change, no, config=overrides, config_number=number)
         await self._in_thread(change)
         if active is not None:
-            active.supervisor.plan = Plan(package, config, number)
+            active.plan = Plan(package, config, number)
             if session is not None:
                 session.config_number = number
         return self.info(no)
@@ -285,13 +274,7 @@ class PluginHost:
     def statistics(self) -> dict[str, Any]:
         """Return, per active plugin, what its stream and its observer are at."""
         return {
-            no: {
-                "state": active.supervisor.state,
-                "restarts": active.supervisor.restarts,
-                **status.session_statistics(active.supervisor),
-                "observers": self._observation.statistics(no),
-                "log_lines_dropped": active.supervisor.ring.dropped,
-            }
+            no: {**status.statistics(active), "observers": self._observation.statistics(no)}
             for no, active in self._active.items()
         }
 
@@ -322,14 +305,14 @@ class PluginHost:
             answers=self._answers,
             server=self._server,
             ring=self._rings.setdefault(plan.package.manifest.no, LogRing()),
-            next_generation=_Numbers(self.catalog, plan.package.manifest.no).next,
+            next_generation=Numbering(self.catalog, plan.package.manifest.no).next,
         )
 
     async def _activate(self, supervisor: Supervisor) -> None:
         """Start a supervisor; returns after its first start, good or bad."""
         if self._nursery is None:
             raise PluginError("the plugin host is not running")
-        self._active[supervisor.no] = _Active(supervisor)
+        self._active[supervisor.no] = supervisor
         self._broken.pop(supervisor.no, None)
         await self._nursery.start(supervisor.run)
 
@@ -358,20 +341,20 @@ class PluginHost:
         was_first = all(place.no == no for place in status.order_until(no, self._manifests()))
         del self._active[no]
         self._new_chain()
-        self._observation.stop(active.supervisor.no)
+        self._observation.stop(no)
         with trio.move_on_after(DRAIN_S):
             if not was_first:
                 # Messages pinned to the old chain may be at an earlier plugin still.
                 await trio.sleep(PINNED_S)
-            await active.supervisor.wait_idle()
-        await active.supervisor.stop(reason)
+            await active.wait_idle()
+        await active.stop(reason)
 
     async def _reload(self, no: str, plan: Plan) -> None:
         active = self._active[no]
         # Refuses a cycle before anything is started.
         build_chain(0, {**self._manifests(), no: plan.package.manifest}, self._proxy)
         changed = plan.package.manifest != active.manifest
-        await active.supervisor.reload(plan)
+        await active.reload(plan)
         if changed:
             self._new_chain()
             await self._observe(no)
@@ -396,45 +379,24 @@ class PluginHost:
         return {no: active.manifest for no, active in self._active.items()}
 
     def _proxy(self, no: str) -> Any:
-        return self._active[no].supervisor.proxy
+        return self._active[no].proxy
 
     async def _observe(self, no: str) -> None:
         active = self._active[no]
         if self._nursery is not None:
-            await self._observation.start(self._nursery, active.supervisor, active.manifest)
+            await self._observation.start(self._nursery, active, active.manifest)
 
     # --- small parts ----------------------------------------------------------------------------
-
-    def _register(self, package: Package, enabled: bool) -> Entry:
-        return self.catalog.register(package, enabled=enabled)
 
     def _status(self, entry: Entry) -> contract.PluginStatus:
         active = self._active.get(entry.no)
         if active is None:
             return status.resting(entry, self._broken.get(entry.no, ""))
-        return status.running(entry, active.supervisor, self._call_counts(entry.no))
+        return status.running(entry, active, self._call_counts(entry.no))
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Package work reads and syncs files; it must not hold the loop."""
         return await trio.to_thread.run_sync(function, *args)
-
-
-class _Numbers:
-    """Numbers generations over restarts, with one write of the registry per hundred."""
-
-    def __init__(self, catalog: Catalog, no: str) -> None:
-        self._catalog = catalog
-        self._no = no
-        self._next = self._end = 0
-
-    async def next(self) -> int:
-        if self._next >= self._end:
-            last = await trio.to_thread.run_sync(
-                self._catalog.reserve_generations, self._no, _GENERATIONS_RESERVED
-            )
-            self._next, self._end = last, last + _GENERATIONS_RESERVED
-        self._next += 1
-        return self._next
 
 
 def _merged(package: Package, overrides: dict[str, Any]) -> dict[str, Any]:

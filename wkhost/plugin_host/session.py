@@ -11,27 +11,23 @@ gone, rule broken), it answers every call once, or hands them over in a planned 
 
 from __future__ import annotations
 
-import hmac
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import msgspec
 import trio
 from google.protobuf.message import DecodeError
 
 from plugin_sdk.wire.v1 import plugin_pb2
 from wkhost.hooks.target import Answer, Answers
 from wkhost.hooks.verdict import CONTINUE, Failure, Outcome, Replace
-from wkhost.plugin_host import calls, codec
+from wkhost.plugin_host import calls, codec, handshake
 from wkhost.plugin_host.calls import Pending
 from wkhost.plugin_host.grpc import BidiStream, GrpcError, Metadata, StatusCode
+from wkhost.plugin_host.handshake import Identity
 from wkhost.plugin_host.lineage import Lineage
-from wkhost.plugin_host.manifest import Manifest
-from wkhost.plugin_host.output import escape
 from wkhost.types import Message
 
-PROTOCOL = 1
 MAX_BATCH_BYTES = 256 * 1024
 MAX_BATCH_CALLS = 1024
 MAX_WAITING_BYTES = 16 * 1024 * 1024
@@ -41,18 +37,6 @@ MAX_CREDIT_CALLS = 1_000_000
 MAX_CREDIT_BYTES = 1024 * 1024 * 1024
 _EXPIRED = Failure(Outcome.TIMEOUT, "its budget ended before the plugin had credit for it")
 _TOO_LARGE = Failure(Outcome.OVERLOAD, "larger than the plugin's credit")
-LIFECYCLE = frozenset({"config_update", "health", "stop"})
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """What a session must know of the generation it belongs to."""
-
-    manifest: Manifest
-    generation: int
-    config_json: bytes
-    config_number: int
-    max_payload_bytes: int
-    host_version: str
 
 
 class Session:
@@ -234,39 +218,15 @@ class Session:
     def _take_hello(self, hello: plugin_pb2.Hello) -> None:
         self._hello_seen = True
         token, self._token = self._token, None
-        if token is None or not hmac.compare_digest(token, hello.token):
+        if not handshake.has_token(hello, token):
             self.break_off("wrong token")
             return
-        if not hello.protocol_min <= PROTOCOL <= hello.protocol_max:
-            self.end(
-                f"protocol: expected a range with {PROTOCOL}, "
-                f"got {hello.protocol_min} to {hello.protocol_max}"
-            )
+        refusal = handshake.refusal(hello, self.identity.manifest)
+        if refusal or self._stream is None:
+            self.end(refusal)
             return
-        wanted = set(self.identity.manifest.hooks)
-        implemented = set(hello.hooks) - LIFECYCLE
-        if implemented != wanted:
-            extra = escape(", ".join(sorted(implemented - wanted)))[:200] or "none"
-            missing = ", ".join(sorted(wanted - implemented)) or "none"
-            self.end(f"hooks: not in the manifest: {extra}; not in the code: {missing}")
-            return
-        self._send_welcome()
-
-    def _send_welcome(self) -> None:
-        identity = self.identity
-        welcome = plugin_pb2.Welcome(
-            protocol=PROTOCOL,
-            plugin_no=self.no,
-            plugin_version=identity.manifest.version,
-            generation=identity.generation,
-            config_json=identity.config_json,
-            config_number=identity.config_number,
-            host_version=identity.host_version,
-            max_payload_bytes=identity.max_payload_bytes,
-        )
-        assert self._stream is not None
         self.welcomed = True
-        self._stream.send(plugin_pb2.HostFrame(welcome=welcome).SerializeToString())
+        self._stream.send(handshake.welcome_frame(self.identity))
 
     def _take_credit(self, credit: plugin_pb2.Credit) -> None:
         calls, size = credit.calls, credit.bytes

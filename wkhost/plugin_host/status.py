@@ -70,9 +70,15 @@ def order_until(no: str, manifests: Mapping[str, Manifest]) -> list[Place]:
     return places[: index + 1]
 
 
-def session_statistics(supervisor: Supervisor) -> dict[str, Any]:
+def statistics(supervisor: Supervisor) -> dict[str, Any]:
+    """Return what the plugin's process and its stream are at."""
     generation = supervisor.generation
-    return {} if generation is None else generation.session.statistics()
+    return {
+        "state": supervisor.state,
+        "restarts": supervisor.restarts,
+        "log_lines_dropped": supervisor.ring.dropped,
+        **({} if generation is None else generation.session.statistics()),
+    }
 
 
 def _policies(manifest: Manifest) -> dict[str, str]:

@@ -21,11 +21,12 @@ import trio
 from wkhost.errors import PluginError
 from wkhost.hooks.target import Answers
 from wkhost.plugin_host.generation import Generation, Surroundings
+from wkhost.plugin_host.handshake import Identity
+from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.process import LaunchSpec
 from wkhost.plugin_host.proxy import PluginProxy
-from wkhost.plugin_host.session import Identity
 
 DRAIN_S = 5.0
 """Longest wait for the calls that an old generation still has."""
@@ -92,6 +93,10 @@ class Supervisor:
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.no} {self.state}>"
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.plan.package.manifest
 
     @property
     def generation(self) -> Generation | None:

@@ -170,7 +170,7 @@ async def test_a_stop_while_it_starts_does_not_wait_for_the_start(tmp_path: Path
 
             nursery.start_soon(upgrade)
             await until(lambda: it.host.info("echo").state == "reloading")
-            supervisor = it.host._active["echo"].supervisor
+            supervisor = it.host._active["echo"]
             await supervisor.stop("disable")
         assert trio.current_time() - began < 10
 

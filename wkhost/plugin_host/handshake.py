@@ -1,0 +1,64 @@
+"""The first two frames of a stream, as pure functions: is this Hello right, and what is answered.
+
+The token is compared in constant time, and by the session once only.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+import msgspec
+
+from plugin_sdk.wire.v1 import plugin_pb2
+from wkhost.plugin_host.manifest import Manifest
+from wkhost.plugin_host.output import escape
+
+PROTOCOL = 1
+LIFECYCLE = frozenset({"config_update", "health", "stop"})
+"""Hooks that any plugin may implement; the manifest does not name them."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a session must know of the generation it belongs to."""
+
+    manifest: Manifest
+    generation: int
+    config_json: bytes
+    config_number: int
+    max_payload_bytes: int
+    host_version: str
+
+
+def has_token(hello: plugin_pb2.Hello, token: bytes | None) -> bool:
+    return token is not None and hmac.compare_digest(token, hello.token)
+
+
+def refusal(hello: plugin_pb2.Hello, manifest: Manifest) -> str:
+    """Return why this program cannot be the plugin of `manifest`; empty when it can."""
+    if not hello.protocol_min <= PROTOCOL <= hello.protocol_max:
+        return (
+            f"protocol: expected a range with {PROTOCOL}, "
+            f"got {hello.protocol_min} to {hello.protocol_max}"
+        )
+    wanted = set(manifest.hooks)
+    implemented = set(hello.hooks) - LIFECYCLE
+    if implemented == wanted:
+        return ""
+    extra = escape(", ".join(sorted(implemented - wanted)))[:200] or "none"
+    missing = ", ".join(sorted(wanted - implemented)) or "none"
+    return f"hooks: not in the manifest: {extra}; not in the code: {missing}"
+
+
+def welcome_frame(identity: Identity) -> bytes:
+    """Return the `HostFrame` that answers a right Hello."""
+    welcome = plugin_pb2.Welcome(
+        protocol=PROTOCOL,
+        plugin_no=identity.manifest.no,
+        plugin_version=identity.manifest.version,
+        generation=identity.generation,
+        config_json=identity.config_json,
+        config_number=identity.config_number,
+        host_version=identity.host_version,
+        max_payload_bytes=identity.max_payload_bytes,
+    )
+    return plugin_pb2.HostFrame(welcome=welcome).SerializeToString()
