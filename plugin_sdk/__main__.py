@@ -6,10 +6,15 @@ import argparse
 import os
 import sys
 
-from plugin_sdk.serve import main
+GRPC_EXPERIMENTS = "-event_engine_client"
+"""Read by gRPC when it is imported. Its event engine hands every read and write to one more thread;
+without it a batch costs a third less CPU here and its round trip is a quarter shorter."""
 
 
 def run() -> None:
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
+    from plugin_sdk.serve import main
+
     parser = argparse.ArgumentParser(prog="python -m plugin_sdk", description=__doc__)
     parser.add_argument("--control-fd", type=int, required=True, metavar="N")
     code = main(parser.parse_args().control_fd)
