@@ -40,6 +40,7 @@ from wkhost.node_settings import (
     store_options,
     worker_settings,
 )
+from wkhost.plugin_host.desk import Desk
 from wkhost.plugin_host.host import PluginHost
 from wkhost.plugin_host.host_api import OnlineDevice
 from wkhost.plugin_host.process import descends_from
@@ -126,7 +127,7 @@ class Node:
             if settings.plugin.on:
                 plugins = self._plugin_host(kernel, runtime_dir)
                 events.register(_PluginEvents(plugins))
-                kernel.service.plugins = plugins
+                kernel.service.plugins = Desk(plugins)
                 await nursery.start(plugins.run)
                 await plugins.start_set(self._plugin_names)
             await self._open_doors(kernel, gateway, plugins, runtime_dir)

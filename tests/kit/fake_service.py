@@ -60,7 +60,7 @@ class FakeService:
         for request, done in held:
             done(self._send(request))
 
-    async def handle(self, request: c.Request, role: str) -> c.Response:
+    async def handle(self, request: c.Request, actor: c.Actor) -> c.Response:
         self.seen.append(request)
         match request:
             case c.GetHealth():

@@ -14,7 +14,7 @@ from wkhost.delivery.boundary import ConnectRequest
 from wkhost.hooks.specs import host_hooks
 from wkhost.kernel.kernel import Kernel
 from wkhost.kernel.settings import KernelSettings
-from wkhost.link.contract import Done, Request, Response
+from wkhost.link.contract import OPERATOR, Actor, Done, Request, Response
 from wkhost.protocol.packets import Connect, Event, Recv, Recvack, Send, Sendack
 from wkhost.store.store import Store, open_store
 
@@ -119,7 +119,7 @@ class KernelKit:
         self.kernel.packets([(conn_id, Recvack(message_id, 0, flags))])
 
     async def ask(self, request: Request) -> Response:
-        return await self.kernel.service.handle(request, "operator")
+        return await self.kernel.service.handle(request, Actor(OPERATOR, 0, 0))
 
     async def change(self, request: Request) -> None:
         answer = await self.ask(request)

@@ -7,7 +7,7 @@ The link (HTTP workers, CLI) and the plugin host ask here; requests and answers 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 from uuid import uuid4
 
 import structlog
@@ -23,24 +23,16 @@ from wkhost.store.store import Store
 
 log = structlog.get_logger(__name__)
 
-_OPERATOR_ONLY = (c.InstallPlugin, c.PluginAction, c.GetPluginLogs)
+_LISTING = (c.ListPlugins, c.GetPlugin, c.GetPluginOrder)
+_OPERATOR_ONLY = tuple(set(get_args(c.PluginRequest)) - set(_LISTING))
 _NEWEST = (1 << 64) - 1
 
 
 class PluginManager(Protocol):
     """What the plugin host answers; wired in by the composition root."""
 
-    async def install(self, request: c.InstallPlugin) -> c.PluginStatus: ...
-
-    async def act(self, request: c.PluginAction) -> c.PluginStatus: ...
-
-    def list(self) -> c.PluginList: ...
-
-    def info(self, no: str) -> c.PluginStatus: ...
-
-    def logs(self, request: c.GetPluginLogs) -> c.PluginLogs: ...
-
-    def order(self) -> c.PluginOrder: ...
+    async def handle(self, request: c.PluginRequest, actor: c.Actor) -> c.Response:
+        """Answer, and record what changes something. Raises WkhostError."""
 
     def statistics(self) -> dict[str, Any]: ...
 
@@ -76,19 +68,15 @@ class Service:
             c.AddToAllowlist: _done(directory.add_to_allowlist),
             c.GetHealth: self._health,
             c.GetStatistics: self._get_statistics,
-            c.InstallPlugin: self._install_plugin,
-            c.PluginAction: self._plugin_action,
-            c.ListPlugins: self._list_plugins,
-            c.GetPlugin: self._get_plugin,
-            c.GetPluginLogs: self._plugin_logs,
-            c.GetPluginOrder: self._plugin_order,
         }
 
-    async def handle(self, request: c.Request, role: str) -> c.Response:
+    async def handle(self, request: c.Request, actor: c.Actor) -> c.Response:
         """Answer one request. Never raises but for cancellation."""
-        if role != c.OPERATOR and isinstance(request, _OPERATOR_ONLY):
+        if actor.role != c.OPERATOR and isinstance(request, _OPERATOR_ONLY):
             return c.Error(c.ErrorKind.FORBIDDEN, f"{type(request).__name__}: operators only")
         try:
+            if isinstance(request, c.PluginRequest):
+                return await self._plugins.handle(request, actor)
             return await self._handlers[type(request)](request)
         except StoreError as error:
             return c.Error(c.ErrorKind.UNAVAILABLE, str(error))
@@ -166,24 +154,6 @@ class Service:
         if self.plugins is None:
             raise WkhostError("plugins are switched off (plugin.on is false)")
         return self.plugins
-
-    async def _install_plugin(self, request: c.InstallPlugin) -> c.PluginStatus:
-        return await self._plugins.install(request)
-
-    async def _plugin_action(self, request: c.PluginAction) -> c.PluginStatus:
-        return await self._plugins.act(request)
-
-    async def _list_plugins(self, request: c.ListPlugins) -> c.PluginList:
-        return self._plugins.list()
-
-    async def _get_plugin(self, request: c.GetPlugin) -> c.PluginStatus:
-        return self._plugins.info(request.no)
-
-    async def _plugin_logs(self, request: c.GetPluginLogs) -> c.PluginLogs:
-        return self._plugins.logs(request)
-
-    async def _plugin_order(self, request: c.GetPluginOrder) -> c.PluginOrder:
-        return self._plugins.order()
 
 
 def _done(change: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[c.Response]]:

@@ -22,6 +22,14 @@ OPERATOR = "operator"
 """Role of the handshake: the operator's CLI, may ask everything."""
 
 
+class Actor(msgspec.Struct, frozen=True):
+    """Who asks: the role it was admitted with, and its process as the operating system names it."""
+
+    role: str
+    uid: int
+    pid: int
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 
@@ -296,6 +304,111 @@ class PluginOrder(msgspec.Struct, frozen=True, tag=True):
     hooks: dict[str, list[tuple[str, str]]]
 
 
+# --- plugin settings, secrets and audit (operators only) -----------------------------------------
+
+
+class GetPluginConfig(msgspec.Struct, tag=True):
+    no: str
+
+
+class ConfigVersion(msgspec.Struct, frozen=True):
+    """What the operator had set at one time. `time` is seconds since 1970, `by` the uid."""
+
+    number: int
+    time: float
+    by: int
+    overrides: dict[str, Any]
+
+
+class PluginConfig(msgspec.Struct, frozen=True, tag=True):
+    """A plugin's settings: the values that hold, and what the operator has set of them.
+
+    `schema` is a JSON Schema of what may be set; `history` has the newest version last, which is
+    the one that holds. Secrets are named, with whether they have a value; no value is ever here.
+    """
+
+    no: str
+    number: int
+    values: dict[str, Any]
+    schema: dict[str, Any]
+    history: list[ConfigVersion]
+    secrets: dict[str, bool] = {}
+
+
+class SetPluginConfig(msgspec.Struct, tag=True):
+    """Change settings, all or none; answered with PluginConfig.
+
+    `expect` is the number that the change was made against (0: whichever holds). `restore` names an
+    earlier version that is taken back whole before `values` and `unset` apply. With `reload` the
+    plugin is not asked: it is started anew with the settings, and they hold if it starts.
+    """
+
+    no: str
+    values: dict[str, Any] = {}
+    unset: list[str] = []
+    restore: int = 0
+    expect: int = 0
+    reload: bool = False
+
+
+class SetPluginSecret(msgspec.Struct, tag=True):
+    """Set (`value`), replace (`rotate`: it must be set) or remove (`value` None) a secret."""
+
+    no: str
+    key: str
+    value: str | None
+    rotate: bool = False
+
+    def __repr__(self) -> str:
+        return f"SetPluginSecret(no={self.no!r}, key={self.key!r})"
+
+
+class GetPluginSecrets(msgspec.Struct, tag=True):
+    no: str
+
+
+class PluginSecrets(msgspec.Struct, frozen=True, tag=True):
+    """Names of the secrets that the plugin declares -> when each was set (0: it has no value)."""
+
+    no: str
+    set_at: dict[str, float]
+
+
+class GetPluginAudit(msgspec.Struct, tag=True):
+    """The newest `limit` records; with `verify` the whole log is checked instead."""
+
+    limit: int = 100
+    verify: bool = False
+
+
+class PluginAudit(msgspec.Struct, frozen=True, tag=True):
+    """Records as they stand in the log, oldest first, or what a check of it has found.
+
+    `problem` is empty when the chain is whole.
+    """
+
+    records: list[dict[str, Any]]
+    count: int = 0
+    last_seq: int = 0
+    last_hash: str = ""
+    problem: str = ""
+
+
+PluginRequest = (
+    InstallPlugin
+    | PluginAction
+    | ListPlugins
+    | GetPlugin
+    | GetPluginLogs
+    | GetPluginOrder
+    | GetPluginConfig
+    | SetPluginConfig
+    | SetPluginSecret
+    | GetPluginSecrets
+    | GetPluginAudit
+)
+"""What the plugin host answers."""
+
 Request = (
     SendMessage
     | SyncMessages
@@ -309,12 +422,7 @@ Request = (
     | AddToAllowlist
     | GetHealth
     | GetStatistics
-    | InstallPlugin
-    | PluginAction
-    | ListPlugins
-    | GetPlugin
-    | GetPluginLogs
-    | GetPluginOrder
+    | PluginRequest
 )
 
 Response = (
@@ -330,4 +438,7 @@ Response = (
     | PluginList
     | PluginLogs
     | PluginOrder
+    | PluginConfig
+    | PluginSecrets
+    | PluginAudit
 )

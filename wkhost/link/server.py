@@ -27,6 +27,7 @@ import trio
 from wkhost.link.contract import (
     API_WORKER,
     LINK_PROTOCOL,
+    Actor,
     Error,
     ErrorKind,
     Request,
@@ -53,6 +54,7 @@ from wkhost.link.runtime import check_private
 log = structlog.get_logger(__name__)
 
 _PEER_CREDENTIALS = Struct("3i")
+_NOBODY = Actor("", -1, 0)
 _READ_BYTES = 64 * 1024
 _DISPATCHES_PER_TURN = 256
 """Requests handed over before other tasks get their turn."""
@@ -64,7 +66,7 @@ class Service(Protocol):
     def send_nowait(self, request: SendMessage, done: Callable[[Sent | Error], None]) -> None:
         """Start one send; call `done` exactly once, now or later, on the trio thread."""
 
-    async def handle(self, request: Request, role: str) -> Response:
+    async def handle(self, request: Request, actor: Actor) -> Response:
         """Answer any other request. Expected failures come back as `Error`."""
 
 
@@ -197,17 +199,17 @@ class LinkServer:
             except Exception:
                 log.exception("request failed", request="SendMessage")
                 connection.answer(number, _unexpected(request))
-        elif type(request) in ALLOWED[connection.role]:
+        elif type(request) in ALLOWED[connection.actor.role]:
             connection.tasks.start_soon(self._handle, connection, number, request)
         else:
-            text = f"{type(request).__name__} is not open to the role {connection.role}"
+            text = f"{type(request).__name__} is not open to the role {connection.actor.role}"
             connection.answer(number, Error(ErrorKind.FORBIDDEN, text))
 
     async def _handle(self, connection: _Connection, number: int, request: Request) -> None:
         """One request: the border at which an unexpected failure of it stops."""
         answer: Response
         try:
-            answer = await self._service.handle(request, connection.role)
+            answer = await self._service.handle(request, connection.actor)
         except Exception:
             log.exception("request failed", request=type(request).__name__)
             answer = _unexpected(request)
@@ -236,12 +238,12 @@ def _leaves(errors: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
 
 
 class _Connection:
-    """One peer: its socket, its role and the answers that wait for it."""
+    """One peer: its socket, who it is and the answers that wait for it."""
 
     def __init__(
         self, server: LinkServer, peer_socket: trio.socket.SocketType, tasks: trio.Nursery
     ) -> None:
-        self.role = ""
+        self.actor = _NOBODY
         self.peer = "unknown"
         self.tasks = tasks
         self.in_flight = 0
@@ -313,7 +315,7 @@ class _Connection:
                 answer = Error(ErrorKind.FORBIDDEN, str(refusal))
                 await self._stream.send_all(pack_handshake(answer))
                 raise
-            self.role = hello.role
+            self.actor = Actor(hello.role, uid, pid)
             await self._stream.send_all(pack_handshake(Welcome(LINK_PROTOCOL)))
         return bodies[1:]
 

@@ -20,13 +20,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One declared setting. `min` and `max` bound a number, or the length of anything else."""
+    """One declared setting. `min` and `max` bound a number, or the length of anything else.
+
+    A `secret` is a text that never stands among the settings; the operator sets it by itself.
+    """
 
     type: str
     help: str = ""
     choices: tuple[Any, ...] = ()
     min: float | None = None
     max: float | None = None
+    secret: bool = False
+
+
+def secret_names(schema: dict[str, Setting]) -> list[str]:
+    """Return the names of the declared secrets, in the manifest's order."""
+    return [name for name, setting in schema.items() if setting.secret]
 
 
 def read_schema(fields: Fields) -> dict[str, Setting]:
@@ -49,9 +58,17 @@ def read_schema(fields: Fields) -> dict[str, Setting]:
             choices = []
         kind = entry.choice("type", "text", tuple(_TYPES))
         text = entry.text("help", "", what="a text of at most 1,024 characters")
+        secret = entry.flag("secret", False)
+        if secret and (kind != "text" or choices or any(b is not None for b in bounds.values())):
+            entry.error("secret", "expected a text without choices, min and max")
         entry.finish()
         schema[name] = Setting(
-            type=kind, help=text, choices=tuple(choices), min=bounds["min"], max=bounds["max"]
+            type=kind,
+            help=text,
+            choices=tuple(choices),
+            min=bounds["min"],
+            max=bounds["max"],
+            secret=secret,
         )
     return schema
 
@@ -62,6 +79,9 @@ def check_config(schema: dict[str, Setting], values: dict[str, Any]) -> list[str
     for name, value in values.items():
         setting = schema.get(name)
         if setting is None:
+            continue
+        if setting.secret:
+            errors.append(f"{name}: is a secret, set it with `wkhost plugin secret set NO {name}`")
             continue
         if not _is_a(value, setting.type):
             errors.append(f"{name}: expected a value of type {setting.type}")

@@ -25,6 +25,8 @@ from wkhost.hooks.target import Answers
 from wkhost.hooks.verdict import Continue, Failure, Refuse
 from wkhost.link import contract
 from wkhost.plugin_host import status
+from wkhost.plugin_host.audit import AUDIT_FOLDER, AuditLog
+from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.config_schema import merge_config
 from wkhost.plugin_host.flusher import Flusher
@@ -68,12 +70,14 @@ class PluginHost:
         host_version: str,
         call_counts: Callable[[str], dict[str, dict[str, int]]] = lambda no: {},
         launcher: Launcher | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         """`runtime_dir` is short (sockets live below it) and belongs to this host alone.
 
         `call_counts` tells hook -> outcome -> count of a plugin, for its status.
         """
         self.catalog = Catalog(plugins_dir)
+        self.auditor = auditor or Auditor(AuditLog(plugins_dir / AUDIT_FOLDER))
         self._store = store
         self._answers = answers
         self._chain_changed = chain_changed
@@ -106,6 +110,7 @@ class PluginHost:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._flusher.run)
+                await nursery.start(self.auditor.run)
                 task_status.started()
                 await trio.sleep_forever()
         finally:

@@ -44,6 +44,7 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     users_read = false
     kv_bytes = 0                # quota of the plugin's key-value store
     token = false               # user_get sees the token of a login
+    egress = []                 # hosts it may reach: "api.example.com:443", "*.example.com:443"
 
     [limits]
     memory_mb = 512
@@ -60,6 +61,10 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     choices = []
     min = 0
     max = 10
+
+    [schema.api_key]            # a secret is no part of [config]: `wkhost plugin secret set`
+    type = "text"
+    secret = true
 """
 
 from __future__ import annotations
@@ -75,6 +80,7 @@ from wkhost.errors import PluginError
 from wkhost.hooks.chain import Stage
 from wkhost.hooks.verdict import Policy
 from wkhost.plugin_host.config_schema import Setting, check_config, read_schema
+from wkhost.plugin_host.egress_rules import EgressRefusedError, Target, parse_target
 from wkhost.plugin_host.fields import Fields
 
 MANIFEST_NAME = "plugin.toml"
@@ -133,6 +139,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     users_read: bool = False
     kv_bytes: int = 0
     token: bool = False
+    egress: tuple[Target, ...] = ()
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -295,9 +302,20 @@ def _read_capabilities(fields: Fields) -> Capabilities:
         users_read=fields.flag("users_read", False),
         kv_bytes=fields.integer("kv_bytes", 0, 0, 2**40),
         token=fields.flag("token", False),
+        egress=_read_egress(fields),
     )
     fields.finish()
     return capabilities
+
+
+def _read_egress(fields: Fields) -> tuple[Target, ...]:
+    found: list[Target] = []
+    for text in fields.texts("egress", pattern=_GLOB, what='a host such as "api.example.com:443"'):
+        try:
+            found.append(parse_target(text))
+        except EgressRefusedError as error:
+            fields.error("egress", str(error))
+    return tuple(found)
 
 
 def _read_limits(fields: Fields) -> Limits:

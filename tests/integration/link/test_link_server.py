@@ -244,7 +244,7 @@ class BigAnswers(FakeService):
 
     size = 1024 * 1024
 
-    async def handle(self, request: contract.Request, role: str) -> contract.Response:
+    async def handle(self, request: contract.Request, actor: contract.Actor) -> contract.Response:
         return contract.PluginLogs(["x" * self.size], 0)
 
 
@@ -275,7 +275,7 @@ async def test_an_answer_over_a_frame_is_an_error_to_its_asker_alone() -> None:
 
 
 class Broken(FakeService):
-    async def handle(self, request: contract.Request, role: str) -> contract.Response:
+    async def handle(self, request: contract.Request, actor: contract.Actor) -> contract.Response:
         raise ZeroDivisionError
 
     def send_nowait(
@@ -296,7 +296,7 @@ async def test_a_failing_request_is_an_internal_error_and_the_link_goes_on(
 
 
 class Unencodable(FakeService):
-    async def handle(self, request: contract.Request, role: str) -> contract.Response:
+    async def handle(self, request: contract.Request, actor: contract.Actor) -> contract.Response:
         return contract.Statistics({"part": object()})
 
 
