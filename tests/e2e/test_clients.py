@@ -32,7 +32,7 @@ pytestmark = pytest.mark.e2e
 
 PERSON = 1
 GROUP = 2
-LIMIT_S = 30
+LIMIT_S = 60
 STOP_S = 10
 TCP = (
     *(("tcp", Form.BINARY, version) for version in (1, 2, 3, 4, 5)),

