@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from types import CoroutineType
 from typing import Any
 
@@ -169,7 +169,23 @@ class Dispatcher:
         self._start(job)
 
     def _deliver_stop(self, call: Any) -> None:
-        task = self._loop.create_task(self._stop(call))
+        self._run_beside(self._stop(call))
+
+    def take_secrets(self, frame: Any) -> None:
+        """Use other secrets from now on, and tell the plugin of what changed."""
+        values = {secret.name: secret.value for secret in frame.secrets}
+        changed = self._plugin.secrets.replace(values)
+        if changed and "secrets_update" in self._handlers:
+            self._run_beside(self._tell_secrets(changed))
+
+    async def _tell_secrets(self, changed: list[str]) -> None:
+        try:
+            await self.lifecycle("secrets_update", changed)
+        except Exception as error:  # noqa: BLE001 - the border of one plugin call
+            self._failures.report("secrets_update", error)
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._runners.add(task)
         task.add_done_callback(self._runners.discard)
 
@@ -267,7 +283,7 @@ class Dispatcher:
         self.outbox.close()
 
     async def lifecycle(self, name: str, *args: Any) -> None:
-        """Run the handler `start` or `stop`, if there is one. Raises what it raises."""
+        """Run a handler that no call is about, if there is one. Raises what it raises."""
         handler = self._handlers.get(name)
         if handler is None:
             return
@@ -329,7 +345,7 @@ class Dispatcher:
 
     def _fail(self, handler: Handler, ids: Sequence[int], error: BaseException) -> None:
         self._failures.report(handler.spec.name, error)
-        detail = f"{type(error).__name__}: {error}"
+        detail = self._plugin.secrets.redact(f"{type(error).__name__}: {error}")
         for call_id in ids:
             self.outbox.add(convert.failed(call_id, detail))
 

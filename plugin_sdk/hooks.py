@@ -83,6 +83,12 @@ def start() -> None:
     ends the process. It is not called by the host: it has no policy and no budget."""
 
 
+def secrets_update(names: Sequence[str]) -> None:
+    """Secrets were changed by the operator: `self.secrets` holds the new values already. `names`
+    are those that changed. Without this hook the new values are used wherever they are read next.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class HookSpec:
     """One hook: how many arguments its handler takes, which answers it may give, its batch form."""
@@ -112,5 +118,6 @@ SPECS: dict[str, HookSpec] = {
         HookSpec("health", health, 0, (Veto,)),
         HookSpec("stop", stop, 1, ()),
         HookSpec("start", start, 0, (), on_wire=False),
+        HookSpec("secrets_update", secrets_update, 1, (), on_wire=False),
     )
 }

@@ -8,18 +8,27 @@ import time
 import traceback
 from typing import Any
 
+from plugin_sdk.secrets import Secrets
+
 
 class Log:
     """One line per call: `self.log.info("loaded", words=100)`."""
 
-    __slots__ = ("_bound",)
+    __slots__ = ("_bound", "_secrets")
 
     def __init__(self, **bound: Any) -> None:
         self._bound = bound
+        self._secrets: Secrets | None = None
+
+    def hide(self, secrets: Secrets) -> None:
+        """Keep the values of `secrets` out of all lines from now on."""
+        self._secrets = secrets
 
     def bind(self, **fields: Any) -> Log:
         """A log whose lines carry these fields too."""
-        return Log(**{**self._bound, **fields})
+        log = Log(**{**self._bound, **fields})
+        log._secrets = self._secrets
+        return log
 
     def debug(self, event: str, **fields: Any) -> None:
         self._write("debug", event, fields)
@@ -46,5 +55,11 @@ class Log:
             "level": level,
             "event": event,
         }
-        sys.stderr.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")
+        self.write_text(json.dumps(line, ensure_ascii=False, default=repr))
+
+    def write_text(self, text: str) -> None:
+        """Write text as it is, but for secrets."""
+        if self._secrets is not None:
+            text = self._secrets.redact(text)
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()

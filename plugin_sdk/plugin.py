@@ -15,6 +15,7 @@ from plugin_sdk.errors import PluginDefinitionError
 from plugin_sdk.hooks import SPECS
 from plugin_sdk.host import Host
 from plugin_sdk.log import Log
+from plugin_sdk.secrets import Secrets
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MARK = "__plugin_hook__"
@@ -93,6 +94,8 @@ class Plugin:
     """Structured lines to the plugin's log."""
     data_dir: Path
     """The plugin's own writable directory."""
+    secrets: Secrets
+    """The secrets that the manifest declares and the operator has set, always the newest ones."""
     _binding: Binding
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -123,7 +126,13 @@ class Plugin:
 
 
 def build(
-    plugin_class: type[Plugin], *, host: Host, log: Log, data_dir: Path, binding: Binding
+    plugin_class: type[Plugin],
+    *,
+    host: Host,
+    log: Log,
+    data_dir: Path,
+    binding: Binding,
+    secrets: Secrets | None = None,
 ) -> Plugin:
     """Make the plugin with its surroundings in place, so that `__init__` may use them."""
     plugin = plugin_class.__new__(plugin_class)
@@ -131,6 +140,8 @@ def build(
     plugin.log = log
     plugin.data_dir = data_dir
     plugin._binding = binding
+    plugin.secrets = Secrets() if secrets is None else secrets
+    log.hide(plugin.secrets)
     plugin.__init__()  # type: ignore[misc]
     return plugin
 

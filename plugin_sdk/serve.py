@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +20,13 @@ from typing import Any
 import grpc.aio
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
+from plugin_sdk import egress
 from plugin_sdk.dispatch import Dispatcher, ProtocolError
 from plugin_sdk.errors import ConfigError, PluginDefinitionError
 from plugin_sdk.host import Host
 from plugin_sdk.log import Log
 from plugin_sdk.plugin import Plugin, bind_config, build, find_plugin
+from plugin_sdk.secrets import Secrets
 from plugin_sdk.transport import CHANNEL_OPTIONS, GrpcTransport, open_stream
 from plugin_sdk.version import VERSION
 from plugin_sdk.watchdog import Watchdog
@@ -57,6 +60,8 @@ class Control:
     plugin_dir: Path
     data_dir: Path
     main: str = "main.py"
+    egress: str = ""
+    """Path of the proxy's socket, where the plugin may reach hosts."""
 
 
 def read_control(descriptor: int) -> Control:
@@ -76,6 +81,7 @@ def read_control(descriptor: int) -> Control:
         plugin_dir=Path(raw["plugin_dir"]),
         data_dir=Path(raw["data_dir"]),
         main=str(raw.get("main", "main.py")),
+        egress=str(raw.get("egress", "")),
     )
 
 
@@ -106,12 +112,12 @@ def _import_file(name: str, path: Path, folders: list[str] | None = None) -> Mod
     return module
 
 
-async def serve(control: Control, plugin_class: type[Plugin]) -> None:
+async def serve(control: Control, plugin_class: type[Plugin], log: Log) -> None:
     """Serve until the host says stop. Raises HostGoneError, ProtocolError, ConfigError."""
     channel = grpc.aio.insecure_channel(f"unix:{control.socket}", options=CHANNEL_OPTIONS)
     stream = open_stream(channel)
     try:
-        await _serve_stream(control, plugin_class, channel, stream)
+        await _serve_stream(control, plugin_class, channel, stream, log)
     except grpc.aio.AioRpcError as error:
         raise HostGoneError(f"{error.code().name}: {error.details()}") from None
     finally:
@@ -120,17 +126,18 @@ async def serve(control: Control, plugin_class: type[Plugin]) -> None:
 
 
 async def _serve_stream(
-    control: Control, plugin_class: type[Plugin], channel: Any, stream: Any
+    control: Control, plugin_class: type[Plugin], channel: Any, stream: Any, log: Log
 ) -> None:
     welcome = await _shake_hands(control, plugin_class, stream)
+    secrets = await _read_secrets(stream) if welcome.secrets_follow else Secrets()
     loop = asyncio.get_running_loop()
-    log = Log()
     plugin = build(
         plugin_class,
         host=Host(GrpcTransport(channel), loop),
         log=log,
         data_dir=control.data_dir,
         binding=bind_config(plugin_class, welcome.config_json, welcome.config_number),
+        secrets=secrets,
     )
     dispatcher = Dispatcher(plugin, loop, max_payload_bytes=welcome.max_payload_bytes)
     await dispatcher.lifecycle("start")
@@ -174,6 +181,15 @@ async def _shake_hands(
     return welcome
 
 
+async def _read_secrets(stream: Any) -> Secrets:
+    frame = await stream.read()
+    if frame is EOF:
+        raise HostGoneError("the host closed the stream during the handshake")
+    if not frame.HasField("secrets"):
+        raise ProtocolError("expected Secrets after the Welcome that announced them")
+    return Secrets({secret.name: secret.value for secret in frame.secrets.secrets})
+
+
 async def _read(stream: Any, dispatcher: Dispatcher) -> None:
     read = stream.read
     deliver = dispatcher.deliver
@@ -188,9 +204,12 @@ async def _read(stream: Any, dispatcher: Dispatcher) -> None:
             if dispatcher.outbox.closed:
                 return
             raise HostGoneError("the host closed the stream")
-        if not frame.HasField("calls"):
-            raise ProtocolError("expected calls after the handshake")
-        await deliver(frame.calls)
+        if frame.HasField("calls"):
+            await deliver(frame.calls)
+        elif frame.HasField("secrets"):
+            dispatcher.take_secrets(frame.secrets)
+        else:
+            raise ProtocolError("expected calls or secrets after the handshake")
 
 
 async def _write(stream: Any, dispatcher: Dispatcher) -> None:
@@ -206,8 +225,10 @@ def main(descriptor: int) -> int:
     log = Log()
     try:
         control = read_control(descriptor)
+        if control.egress:
+            egress.start(control.egress)
         plugin_class = load_plugin(control.plugin_dir, control.main)
-        _run(serve(control, plugin_class))
+        _run(serve(control, plugin_class, log))
     except (PluginDefinitionError, ConfigError, ValueError) as error:
         log.error("plugin cannot start", reason=str(error))
         return EXIT_WRONG_PLUGIN
@@ -217,6 +238,9 @@ def main(descriptor: int) -> int:
     except HostGoneError as error:
         log.warning("host gone", reason=str(error))
         return EXIT_HOST_GONE
+    except Exception as error:  # noqa: BLE001 - the plugin's own; its text may hold a secret
+        log.write_text("".join(traceback.format_exception(error)).rstrip())
+        return EXIT_WRONG_PLUGIN
     return 0
 
 

@@ -24,6 +24,7 @@ from plugin_sdk.fake_host import FakeHost, SentMessage, make_message
 from plugin_sdk.host import Host
 from plugin_sdk.log import Log
 from plugin_sdk.plugin import Plugin, bind_config, build
+from plugin_sdk.secrets import Secrets
 from plugin_sdk.types import (
     CONTINUE,
     ChannelAnswer,
@@ -61,7 +62,9 @@ class PluginTest:
         host: FakeHost | None = None,
         data_dir: Path | None = None,
         max_payload_bytes: int = 0,
+        secrets: dict[str, str] | None = None,
     ) -> None:
+        self._secrets = Secrets(secrets)
         self.host = host or FakeHost()
         self._class = plugin_class
         self._config = json.dumps(config or {}).encode()
@@ -92,6 +95,7 @@ class PluginTest:
             log=Log(),
             data_dir=self._data_dir,
             binding=bind_config(self._class, self._config, self._config_number),
+            secrets=self._secrets,
         )
         self._dispatcher = Dispatcher(self.plugin, loop, max_payload_bytes=self._max_payload_bytes)
         await self._dispatcher.lifecycle("start")
@@ -173,6 +177,14 @@ class PluginTest:
             return answer.text
         self._config_number = number
         return None
+
+    async def secrets_update(self, secrets: dict[str, str]) -> None:
+        """Change the secrets as the operator does; returns when the plugin knows."""
+        frame = plugin_pb2.Secrets()
+        for name, value in secrets.items():
+            frame.secrets.add(name=name, value=value)
+        self._dispatcher.take_secrets(frame)
+        await asyncio.sleep(0)
 
     async def health(self) -> str | None:
         """None when healthy, else the reason."""
@@ -299,5 +311,6 @@ class SyncPluginTest:
     user_get = _sync(PluginTest.user_get)
     webhook = _sync(PluginTest.webhook)
     config_update = _sync(PluginTest.config_update)
+    secrets_update = _sync(PluginTest.secrets_update)
     health = _sync(PluginTest.health)
     stop = _sync(PluginTest.stop)

@@ -76,21 +76,29 @@ class HostFrame(_message.Message):
 
     WELCOME_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
     def calls(self) -> Global___CallBatch: ...
+    @_builtins.property
+    def secrets(self) -> Global___Secrets:
+        """Right after Welcome if it says so, and again whenever a secret was changed. Only plugins whose
+        manifest declares secrets get it.
+        """
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         calls: Global___CallBatch | None = ...,
+        secrets: Global___Secrets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "calls"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "calls", "secrets"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -149,6 +157,7 @@ class Welcome(_message.Message):
     CONFIG_NUMBER_FIELD_NUMBER: _builtins.int
     HOST_VERSION_FIELD_NUMBER: _builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    SECRETS_FOLLOW_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     plugin_no: _builtins.str
     plugin_version: _builtins.str
@@ -161,6 +170,8 @@ class Welcome(_message.Message):
     """Version of the host, for people."""
     max_payload_bytes: _builtins.int
     """Largest payload that a message may have, bytes."""
+    secrets_follow: _builtins.bool
+    """Secrets follow as the next frame, before any call."""
     def __init__(
         self,
         *,
@@ -172,14 +183,61 @@ class Welcome(_message.Message):
         config_number: _builtins.int = ...,
         host_version: _builtins.str = ...,
         max_payload_bytes: _builtins.int = ...,
+        secrets_follow: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "config_number", b"config_number", "generation", b"generation", "host_version", b"host_version", "max_payload_bytes", b"max_payload_bytes", "plugin_no", b"plugin_no", "plugin_version", b"plugin_version", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "config_number", b"config_number", "generation", b"generation", "host_version", b"host_version", "max_payload_bytes", b"max_payload_bytes", "plugin_no", b"plugin_no", "plugin_version", b"plugin_version", "protocol", b"protocol", "secrets_follow", b"secrets_follow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class Secrets(_message.Message):
+    """All secrets of the plugin that have a value; it replaces what was sent before. Keep them in
+    memory only.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Secret]: ...
+    def __init__(
+        self,
+        *,
+        secrets: _abc.Iterable[Global___Secret] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secrets", b"secrets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Secrets: _TypeAlias = Secrets  # noqa: Y015
+
+@_typing.final
+class Secret(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Secret: _TypeAlias = Secret  # noqa: Y015
 
 @_typing.final
 class Credit(_message.Message):
