@@ -27,6 +27,8 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
 SEED = 20_240_607
 LONGEST_BEFORE_KILL = 250
 """SENDACKs between a start and the kill, at most."""
+LONGEST_AFTER_ACK_S = 0.02
+"""So that kills come at any moment of a batch's way, not just when its SENDACKs are read."""
 RESENDS = 100
 ROUND_LIMIT_S = 60
 
@@ -55,6 +57,7 @@ async def test_what_was_acked_survives_every_kill_exactly_once(tmp_path: Path) -
             with trio.fail_after(ROUND_LIMIT_S):
                 async with load.running(server.address()):
                     await load.wait_acks(chance.randrange(LONGEST_BEFORE_KILL))
+                    await trio.sleep(chance.uniform(0, LONGEST_AFTER_ACK_S))
                     children = psutil.Process(server.pid).children(recursive=True)
                     server.kill()
                 await _gone(children)
