@@ -251,7 +251,10 @@ class Session:
             if not violation and batch.verdicts:
                 violation = self._take_answers(batch.verdicts, found)
         if found:
+            # What these answers lead to leaves at the end of this; nobody need be woken for it.
+            self._scheduled = True
             self._answers.answered(self.no, found)
+            self._scheduled = False
         if violation:
             self.break_off(violation)
         elif self._waiting:
