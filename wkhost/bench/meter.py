@@ -77,12 +77,17 @@ class BatchCounts:
         before, after = self._before, self._server.statistics()
         if not after:
             return Batches(None, {})
-        plugins = after.get("plugins", {})
+        was = before.get("plugins", {})
+        streams = {
+            no: counts
+            for no, counts in after.get("plugins", {}).items()
+            if isinstance(counts, dict) and "batches" in counts
+        }
         return Batches(
             commit=_mean(before["commit"], after["commit"], "committed", "commits"),
             plugins={
-                no: _mean(before["plugins"].get(no, {}), counts, "calls", "batches")
-                for no, counts in plugins.items()
+                no: _mean(was.get(no, {}), counts, "calls", "batches")
+                for no, counts in streams.items()
             },
         )
 

@@ -48,12 +48,14 @@ class Server(msgspec.Struct, frozen=True):
 
     def plugin_pids(self) -> dict[str, int]:
         """Return the running plugins by number; empty when the link is not known."""
-        if self.data_dir is None:
+        # Statistics without plugins: the server runs with plugin.on false.
+        if self.data_dir is None or "plugins" not in self.statistics():
             return {}
         with connect_operator(self.data_dir) as link:
             answer = link.ask(ListPlugins())
-        plugins = answer.plugins if isinstance(answer, PluginList) else []
-        return {plugin.no: plugin.pid for plugin in plugins if plugin.pid}
+        if not isinstance(answer, PluginList):
+            raise BenchError(f"the server does not list its plugins: {answer}")
+        return {plugin.no: plugin.pid for plugin in answer.plugins if plugin.pid}
 
     def statistics(self) -> dict[str, Any]:
         """Return the counters of every part; empty when the link is not known."""
@@ -61,7 +63,9 @@ class Server(msgspec.Struct, frozen=True):
             return {}
         with connect_operator(self.data_dir) as link:
             answer = link.ask(GetStatistics())
-        return answer.parts if isinstance(answer, Statistics) else {}
+        if not isinstance(answer, Statistics):
+            raise BenchError(f"the server does not tell its statistics: {answer}")
+        return answer.parts
 
 
 def running_server(target: str, http_url: str, pid: int) -> Server:
