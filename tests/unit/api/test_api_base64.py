@@ -37,6 +37,7 @@ def test_exactly_padded_standard_text_is_taken(text: str) -> None:
     ("text", "position"),
     [
         (b"!!", 0),
+        (b"AAAA=", 4),
         (b"aGk", 0),
         (b"AAAAaGk", 4),
         (b"aG!k", 2),
