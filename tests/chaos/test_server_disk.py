@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -203,9 +204,17 @@ def _works(*command: str) -> bool:
 
 def _fill(filler: Path) -> None:
     """Leave a little room, so that the log fails in the middle of its work."""
-    room = os.statvfs(filler.parent)
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - 64 * 1024)
+        while True:
+            room = os.statvfs(filler.parent)
+            try:
+                os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - 64 * 1024)
+            except OSError as error:
+                # The server has written meanwhile: look again.
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                return
 
 
 async def _reasons(load: Load, reason: int, count: int = 20) -> None:

@@ -69,8 +69,8 @@ class Party:
         self.waiting: dict[int, Fate] = {}
         """Sent and not acknowledged, in the order sent."""
         self.number = 0
-        self._conn: ClientConnection
-        self._stream: trio.SocketStream
+        self._conn = ClientConnection(uid)
+        self._stream: trio.SocketStream | None = None
         self._write = trio.Lock()
 
     async def connect(self, address: tuple[str, int]) -> list[Packet]:
@@ -78,7 +78,7 @@ class Party:
         self._conn = ClientConnection(self.uid, device_id=f"device-of-{self.uid}")
         self._stream = await trio.open_tcp_stream(*address)
         self._write = trio.Lock()
-        await self._stream.send_all(self._conn.connect(int(time.time() * 1000)))
+        await self.write(self._conn.connect(int(time.time() * 1000)))
         while True:
             packets = await self.read()
             assert packets is not None, f"{self.uid}: closed before CONNACK"
@@ -89,6 +89,7 @@ class Party:
 
     async def read(self) -> list[Packet] | None:
         """Return what came, or None when the connection is lost."""
+        assert self._stream is not None
         try:
             data = await self._stream.receive_some(READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -123,6 +124,7 @@ class Party:
         )
 
     async def write(self, data: bytes) -> None:
+        assert self._stream is not None
         try:
             async with self._write:
                 await self._stream.send_all(data)
@@ -130,7 +132,8 @@ class Party:
             return  # the reader sees the end of the connection too, and tells
 
     async def close(self) -> None:
-        await trio.aclose_forcefully(self._stream)
+        if self._stream is not None:
+            await trio.aclose_forcefully(self._stream)
 
 
 class Load:
@@ -212,25 +215,32 @@ class Load:
         self._lost, self._began = 0, time.monotonic()
         self._owed.clear()
         self._came.clear()
-        async with trio.open_nursery() as nursery:
-            for party in parties:
-                early = await party.connect(address)
-                nursery.start_soon(self._read, party, early)
-            again = [party for party in self.senders if party.waiting]
-            for party in again:
-                await party.send(list(party.waiting.values()))
-            self._sending = True
-            if self._rate:
-                nursery.start_soon(self._pace)
-            else:
-                for party in self.senders:
-                    await self._refill(party)
-            yield
+        try:
+            async with trio.open_nursery() as nursery:
+                for party in parties:
+                    early = await party.connect(address)
+                    nursery.start_soon(self._read, party, early)
+                await self._start(nursery)
+                yield
+                self._sending = False
+                self._move()
+                await self.settled()
+                nursery.cancel_scope.cancel()
+        finally:
             self._sending = False
-            self._move()
-            await self.settled()
             for party in parties:
                 await party.close()
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        for party in self.senders:
+            if party.waiting:
+                await party.send(list(party.waiting.values()))
+        self._sending = True
+        if self._rate:
+            nursery.start_soon(self._pace)
+        else:
+            for party in self.senders:
+                await self._refill(party)
 
     async def settled(self) -> None:
         """Wait until all is acknowledged and delivered, or every connection is lost."""
