@@ -22,6 +22,7 @@ import msgspec
 from wkhost.bench.checks import Violations
 from wkhost.bench.errors import BenchError
 from wkhost.bench.peers import Fate, Peer
+from wkhost.bench.timer import Timer
 from wkhost.errors import ReasonCode, RemoteProtocolError
 from wkhost.protocol.packets import Recv, Recvack, Send, Sendack
 
@@ -75,9 +76,14 @@ class Load:
         self._by_fd = {peer.sock.fileno(): peer for peer in peers}
         for fd in self._by_fd:
             self._epoll.register(fd, select.EPOLLIN)
+        self._timer = Timer() if pace.rate else None
+        if self._timer is not None:
+            self._epoll.register(self._timer, select.EPOLLIN)
 
     def close(self) -> None:
         self._epoll.close()
+        if self._timer is not None:
+            self._timer.close()
 
     def run(
         self,
@@ -147,12 +153,14 @@ class Load:
 
     def _turn(self, wait_s: float) -> None:
         """Wait at most so long for sockets, and serve those that are ready."""
-        # epoll counts in milliseconds, which is too coarse for an open loop.
-        if wait_s > 0 and not select.select([self._epoll], (), (), min(wait_s, _TURN_S))[0]:
-            return
         by_fd = self._by_fd
-        for fd, mask in self._epoll.poll(0, _EVENTS):
-            peer = by_fd[fd]
+        timer = self._timer
+        if timer is not None:
+            timer.set(wait_s)
+        for fd, mask in self._epoll.poll(min(max(wait_s, 0.0), _TURN_S), _EVENTS):
+            peer = by_fd.get(fd)
+            if peer is None:
+                continue  # the timer: what is due is sent before the next turn
             if mask & select.EPOLLOUT:
                 self._write(peer, b"")
             if mask & ~select.EPOLLOUT:
