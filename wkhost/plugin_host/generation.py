@@ -34,7 +34,7 @@ from wkhost.plugin_host.grpc import (
 from wkhost.plugin_host.handshake import PROTOCOL, Identity
 from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.output import HOST_STREAM, LogRing, escape, read_output
-from wkhost.plugin_host.process import Launcher, LaunchSpec, Process, describe_exit
+from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, Process
 from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
 
 CONNECT = "/wkhost.plugin.v1.Hooks/Connect"
@@ -130,6 +130,7 @@ class Generation:
         self._stopping = True
         session = self.session
         answered = trio.Event()
+            self._tell(process.note)
         if session.alive and session.submit(
             calls.stop(reason, STOP_BUDGET_S, lambda answer: answered.set())
         ):
@@ -180,7 +181,7 @@ class Generation:
         return finished
 
     async def _watch_exit(self, process: Process) -> None:
-        self._exit = describe_exit(await process.wait())
+        self._exit = process.exit_text(await process.wait())
         self._exited.set()
         self.session.lose(f"the process {self._exit}")
 
@@ -209,7 +210,17 @@ class Generation:
     async def _serve(self, process: Process) -> None:
         path = self.spec.runtime_dir / "s"
         listener = listen_unix(path)
-        process.release(self._control_line(path))
+        try:
+            await process.release(self._control_line(process.places))
+        except PluginError as wrong:
+            listener.close()
+            log.error("plugin_not_contained", plugin=self._no, reason=str(wrong))
+            self.session.break_off(str(wrong))
+            return
+        except BaseException:
+            listener.close()
+            raise
+        self.pid = process.pid
         sock, cred = await accept_one(listener, partial(self._check_peer, process))
         cred.close()
         error = await GrpcConnection(sock, self._methods()).run()
@@ -230,16 +241,18 @@ class Generation:
         self._tell(f"refused a connection from process {cred.pid}, which is not the plugin's")
         return False
 
-    def _control_line(self, path: Path) -> bytes:
+    def _control_line(self, places: Places) -> bytes:
         line = {
-            "socket": str(path),
+            "socket": str(places.runtime_dir / "s"),
             "token": self._token.hex(),
             "protocol": PROTOCOL,
-            "plugin_dir": str(self.spec.plugin_dir),
-            "data_dir": str(self.spec.data_dir),
+            "plugin_dir": str(places.plugin_dir),
+            "data_dir": str(places.data_dir),
             "main": self.spec.manifest.main,
         }
         return msgspec.json.encode(line) + b"\n"
 
     def _tell(self, text: str) -> None:
         self._ring.add(self.number, HOST_STREAM, escape(text))
+        if self.egress is not None:
+            line["egress"] = str(places.runtime_dir / EGRESS_SOCKET)

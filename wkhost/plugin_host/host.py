@@ -40,8 +40,10 @@ from wkhost.plugin_host.observers import OBSERVING_HOOKS, cursor_name
 from wkhost.plugin_host.order import build_chain, order_plugins
 from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.package import Package, builtin_folder
-from wkhost.plugin_host.process import Launcher, PlainLauncher
+from wkhost.plugin_host.process import Launcher
 from wkhost.plugin_host.registry import Entry
+from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
+from wkhost.plugin_host.sandbox.policy import SandboxPolicy
 from wkhost.plugin_host.supervisor import DRAIN_S, Plan, Server, Supervisor
 from wkhost.store import mutations
 from wkhost.store.store import Store
@@ -89,7 +91,7 @@ class PluginHost:
         self._flusher = Flusher()
         self._around = Surroundings(
             runtime_dir=runtime_dir,
-            launcher=launcher or PlainLauncher(),
+            launcher=launcher or SandboxLauncher(SandboxPolicy(), plugins_dir),
             answers=answers,
             lineage=self._lineage,
             schedule=self._flusher.schedule,
@@ -106,6 +108,7 @@ class PluginHost:
         """Serve until cancelled; plugin processes that are left then are killed and reaped."""
         runtime_dir = self._around.runtime_dir
         runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._around.launcher.prepare()
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -274,7 +277,7 @@ class PluginHost:
         active = self._active.get(no)
         if active is None:
             raise PluginError(f"{no}: not running")
-        return self._around.launcher.layers(active.manifest.limits)
+        return self._around.launcher.layers(active.manifest)
 
     def statistics(self) -> dict[str, Any]:
         """Return, per active plugin, what its stream and its observer are at."""

@@ -50,8 +50,14 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     memory_mb = 512
     open_files = 256
     file_mb = 64                # largest file that it may write
-    processes = 64
+    processes = 64              # threads count too
     cpu_percent = 100
+    data_mb = 256               # of the data folder
+    data_files = 10000
+
+    [sandbox]
+    require = []                # layers without which the plugin is not to be started
+    subprocesses = false        # true: it may start processes and execute programs
 
     [config]                    # defaults; the operator overrides them by name
 
@@ -95,6 +101,12 @@ _ARGUMENT = re.compile(r"[^\x00]{1,1024}")
 _PLAIN = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f]*")
 _TEXT = "a text of at most 1,024 characters"
 _GLOB_TEXT = 'a pattern such as "team-*"'
+SANDBOX_LAYERS = (
+    *("fs", "net", "pid", "syscalls"),
+    *("landlock", "uid", "memory", "processes", "cpu"),
+)
+"""What `sandbox.require` may name. Each holds or does not; see docs/security.md."""
+_LAYER = re.compile("|".join(SANDBOX_LAYERS))
 _STAGES = {stage.name.lower(): stage for stage in Stage}
 
 DEFAULT_POLICIES = {
@@ -150,6 +162,15 @@ class Limits(msgspec.Struct, frozen=True):
     file_mb: int = 64
     processes: int = 64
     cpu_percent: int = 100
+    data_mb: int = 256
+    data_files: int = 10_000
+
+
+class Sandbox(msgspec.Struct, frozen=True):
+    """What a plugin wants of its sandbox: at least `require`, and to start processes or not."""
+
+    require: tuple[str, ...] = ()
+    subprocesses: bool = False
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -168,6 +189,7 @@ class Manifest(msgspec.Struct, frozen=True):
     hooks: dict[str, HookSpec] = {}
     capabilities: Capabilities = Capabilities()
     limits: Limits = Limits()
+    sandbox: Sandbox = Sandbox()
     config: dict[str, Any] = {}
     schema: dict[str, Setting] = {}
 
@@ -222,6 +244,7 @@ def _build(root: Fields) -> Manifest:
         hooks=_read_hooks(root.sub("hooks")),
         capabilities=_read_capabilities(root.sub("capabilities")),
         limits=_read_limits(root.sub("limits")),
+        sandbox=_read_sandbox(root.sub("sandbox")),
         config=config,
         schema=schema,
     )
@@ -325,6 +348,18 @@ def _read_limits(fields: Fields) -> Limits:
         file_mb=fields.integer("file_mb", 64, 1, 1_048_576),
         processes=fields.integer("processes", 64, 1, 4096),
         cpu_percent=fields.integer("cpu_percent", 100, 1, 100_000),
+        data_mb=fields.integer("data_mb", 256, 1, 1_048_576),
+        data_files=fields.integer("data_files", 10_000, 10, 10_000_000),
     )
     fields.finish()
     return limits
+
+
+def _read_sandbox(fields: Fields) -> Sandbox:
+    layers = f"one of {', '.join(SANDBOX_LAYERS)}"
+    sandbox = Sandbox(
+        require=fields.texts("require", pattern=_LAYER, what=layers),
+        subprocesses=fields.flag("subprocesses", False),
+    )
+    fields.finish()
+    return sandbox

@@ -42,18 +42,37 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     runtime_dir: Path
 
 
+class Places(msgspec.Struct, frozen=True):
+    """Where the process itself finds its things."""
+
+    plugin_dir: Path
+    data_dir: Path
+    runtime_dir: Path
+
+
 class Process(Protocol):
     """A launched process and all it started."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """The plugin's own process once `release` has returned."""
+
+    @property
+    def places(self) -> Places: ...
+
+    @property
+    def note(self) -> str:
+        """One line for the operator: what contains the process."""
 
     @property
     def outputs(self) -> dict[str, int]:
         """Non-blocking descriptors of its output by stream name, closed by `close`."""
 
-    def release(self, control: bytes) -> None:
-        """Hand over the control line; the process may dial from now on."""
+    async def release(self, control: bytes) -> None:
+        """Hand over the control line; the process may dial from now on.
+
+        Raises PluginError when the process is not contained as planned.
+        """
 
     def owns(self, pid: int) -> bool:
         """Whether `pid` is the process or one of its descendants."""
@@ -62,14 +81,20 @@ class Process(Protocol):
         """Signal the whole group; nothing happens when it is gone."""
 
     async def wait(self) -> int:
-        """Return the exit status (negative: the signal) once it has ended and is reaped."""
+        """Return the exit status once it has ended and is reaped."""
+
+    def exit_text(self, status: int) -> str:
+        """Return in words how it ended, such as "exited with status 1"."""
 
     def close(self) -> None:
         """Free the descriptors. The process must have ended."""
 
 
 class Launcher(Protocol):
-    def layers(self, limits: Limits) -> dict[str, str]:
+    async def prepare(self) -> None:
+        """Find out, once, what this machine can do. Called before anything is launched."""
+
+    def layers(self, manifest: Manifest) -> dict[str, str]:
         """Return what contains a process, layer by layer, in words; "none" where nothing does."""
 
     def launch(self, spec: LaunchSpec) -> Process:
@@ -79,7 +104,11 @@ class Launcher(Protocol):
 class PlainLauncher:
     """rlimits, empty environment, closed descriptors, own group, death with the host."""
 
-    def layers(self, limits: Limits) -> dict[str, str]:
+    async def prepare(self) -> None:
+        """There is nothing to find out."""
+
+    def layers(self, manifest: Manifest) -> dict[str, str]:
+        limits = manifest.limits
         return {
             "fs": "none",
             "net": "none",
@@ -115,8 +144,9 @@ class PlainLauncher:
             raise PluginError(f"{manifest.no}: cannot be started ({error.strerror})") from error
         finally:
             os.close(control_read)
+        places = Places(spec.plugin_dir, spec.data_dir, spec.runtime_dir)
         try:
-            return PlainProcess(popen, control_write)
+            return PlainProcess(popen, control_write, places)
         except OSError as error:
             os.close(control_write)
             popen.kill()
@@ -127,10 +157,13 @@ class PlainLauncher:
 class PlainProcess:
     """A process in a group of its own."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], control: int) -> None:
+    note = "no sandbox: it can read, change and reach all that the server can"
+
+    def __init__(self, popen: subprocess.Popen[bytes], control: int, places: Places) -> None:
         assert popen.stdout is not None
         assert popen.stderr is not None
         self.pid = popen.pid
+        self.places = places
         self.outputs = {"out": popen.stdout.fileno(), "err": popen.stderr.fileno()}
         self._popen = popen
         self._files = (popen.stdout, popen.stderr)
@@ -139,7 +172,7 @@ class PlainProcess:
         for descriptor in self.outputs.values():
             os.set_blocking(descriptor, False)
 
-    def release(self, control: bytes) -> None:
+    async def release(self, control: bytes) -> None:
         if self._control < 0:
             return
         try:
@@ -164,6 +197,9 @@ class PlainProcess:
         await trio.lowlevel.wait_readable(self._pidfd)
         self.signal(signal.SIGKILL)
         return self._popen.wait()
+
+    def exit_text(self, status: int) -> str:
+        return describe_exit(status)
 
     def close(self) -> None:
         self._close_control()

@@ -1,0 +1,127 @@
+"""Limits that the kernel does not hold here: looked at now and then, and ended at the limit.
+
+Memory and CPU are looked at where there is no control group; the size of the data folder always,
+since no quota of a file system is at hand. All of it is soft: a burst between two looks passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import structlog
+import trio
+
+from wkhost.errors import PluginError
+from wkhost.plugin_host.manifest import Limits
+from wkhost.plugin_host.sandbox.folders import walk
+
+MEASURE_DATA_EVERY_S = 10.0
+HOG_AFTER_S = 5.0
+"""CPU above the limit for so long lowers the priority of the process for good."""
+HOG_SHARE = 1.2
+HOG_NICE = 10
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICK = os.sysconf("SC_CLK_TCK")
+_MIB = 1024 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Watch:
+    """Of one process and those it started. `reason` tells what limit was passed, if one was."""
+
+    def __init__(self, no: str, limits: Limits, data_dir: Path, *, grouped: bool) -> None:
+        self.limits = limits
+        self.reason = ""
+        self._no = no
+        self._data_dir = data_dir
+        self._grouped = grouped
+        self._data_at = time.monotonic() + MEASURE_DATA_EVERY_S
+        self._cpu_since = time.monotonic()
+        self._cpu_s = 0.0
+        self._nice = False
+
+    async def exceeded(self, pid: int) -> bool:
+        """Whether a limit is passed for which the process has to end. `pid` 0: not yet known."""
+        if not pid or self.reason:
+            return bool(self.reason)
+        if not self._grouped:
+            used = resident_bytes(pid)
+            if used > self.limits.memory_mb * _MIB:
+                self.reason = (
+                    f"{used // _MIB} MiB of memory are in use, its limit is {self.limits.memory_mb}"
+                )
+            self._look_at_cpu(pid)
+        if not self.reason and time.monotonic() >= self._data_at:
+            self.reason = await trio.to_thread.run_sync(data_excess, self._data_dir, self.limits)
+            self._data_at = time.monotonic() + MEASURE_DATA_EVERY_S
+        return bool(self.reason)
+
+    def _look_at_cpu(self, pid: int) -> None:
+        now = time.monotonic()
+        elapsed = now - self._cpu_since
+        if self._nice or elapsed < HOG_AFTER_S:
+            return
+        used = cpu_seconds(pid)
+        share = (used - self._cpu_s) / elapsed
+        self._cpu_since, self._cpu_s = now, used
+        if share * 100 > self.limits.cpu_percent * HOG_SHARE:
+            self._nice = True
+            lower_priority(pid)
+            log.warning("plugin_hogs_cpu", plugin=self._no, percent=round(share * 100))
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{each}/task"):
+                children = Path(f"/proc/{each}/task/{task}/children").read_text()
+                found += map(int, children.split())
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    total = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+    return total * _PAGE
+
+
+def cpu_seconds(pid: int) -> float:
+    ticks = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{each}/stat").read_bytes().rpartition(b")")[2].split()
+            ticks += int(stat[11]) + int(stat[12])
+    return ticks / _TICK
+
+
+def lower_priority(pid: int) -> None:
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{each}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(task), HOG_NICE)
+
+
+def data_excess(folder: Path, limits: Limits) -> str:
+    """Return in words by what a data folder is too large, "" when it is not."""
+    size = files = 0
+    try:
+        for descriptor, entry in walk(folder):
+            files += 1
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(entry.name, dir_fd=descriptor, follow_symlinks=False)
+                size += status.st_blocks * 512
+            if files > limits.data_files:
+                return f"its data folder holds more than {limits.data_files} files, its limit"
+            if size > limits.data_mb * _MIB:
+                return f"its data folder holds more than {limits.data_mb} MiB, its limit"
+    except PluginError as error:
+        return str(error)
+    return ""
