@@ -114,6 +114,7 @@ class Generation:
             self.spec.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             process = self._around.launcher.launch(self.spec)
             self.pid = process.pid
+            self._tell(process.note)
             granted = await self._live(process, task_status)
         finally:
             self.session.end("the generation was cancelled")
@@ -130,7 +131,6 @@ class Generation:
         self._stopping = True
         session = self.session
         answered = trio.Event()
-            self._tell(process.note)
         if session.alive and session.submit(
             calls.stop(reason, STOP_BUDGET_S, lambda answer: answered.set())
         ):
@@ -254,5 +254,3 @@ class Generation:
 
     def _tell(self, text: str) -> None:
         self._ring.add(self.number, HOST_STREAM, escape(text))
-        if self.egress is not None:
-            line["egress"] = str(places.runtime_dir / EGRESS_SOCKET)
