@@ -42,8 +42,13 @@ docs: $(RUN_STAMP)
 	$(BIN)/python -c 'from wkhost.config.page import render; print(render(), end="")' \
 		> docs/configuration.md
 
+# Counts of the long runs; docs/testing.md says what they count.
+chaos: export CHAOS_KILLS ?= 50
+chaos: export CHAOS_PLUGIN_KILLS ?= 8
+chaos: export CHAOS_RELOADS ?= 20
+chaos: export CHAOS_RATE ?= 1000
 chaos: $(TEST_STAMP)
-	$(BIN)/pytest -m "chaos or slow" $(ARGS)
+	$(BIN)/pytest -m "chaos or slow" -o faulthandler_timeout=1200 $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
