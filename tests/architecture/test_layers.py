@@ -17,7 +17,7 @@ LAYERS = (
     ("kernel",),
     ("link",),
     ("plugin_host", "gateway", "api"),
-    ("node_settings",),
+    ("node_settings", "node_metrics"),
     ("node", "bench"),
     ("cli",),
     ("__main__",),

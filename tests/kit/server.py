@@ -36,6 +36,7 @@ class ServerProcess:
             "addr": "tcp://127.0.0.1:0",
             "wsAddr": "ws://127.0.0.1:0",
             "httpAddr": "127.0.0.1:0",
+            "manager.addr": "127.0.0.1:0",
         }
         tree.update(settings or {})
         self._tree = tree
@@ -46,9 +47,10 @@ class ServerProcess:
 
     def keep_addresses(self) -> None:
         """Listen at the same addresses after the next start, as a real server does."""
-        names = {"tcp": "addr", "ws": "wsAddr", "wss": "wssAddr", "http": "httpAddr"}
+        names = {"tcp": "addr", "ws": "wsAddr", "wss": "wssAddr"}
+        names |= {"http": "httpAddr", "manager": "manager.addr"}
         for kind, address in self.listening.items():
-            scheme = "" if kind == "http" else f"{kind}://"
+            scheme = "" if kind in ("http", "manager") else f"{kind}://"
             self._tree[names[kind]] = f"{scheme}{address.removeprefix(scheme)}"
         self._write_config()
 

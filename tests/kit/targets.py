@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from wkhost.hooks.records import CallRecords
 from wkhost.hooks.target import (
     Answer,
     Answers,
@@ -30,6 +31,8 @@ class ManualTarget:
         self._answers = answers
         self.ready = True
         self.room = True
+        self.lines = CallRecords().lines(no, "1.0.0", 1)
+        self.health_checks: list[Callable[[Answer], None]] = []
         self.calls: list[AnyCall] = []
         self.seen: list[Message] = []
         self.received: list[tuple[int, list[str]]] = []
@@ -37,6 +40,11 @@ class ManualTarget:
     @property
     def no(self) -> str:
         return self._no
+
+    def check_health(self, budget_s: float, reply: Callable[[Answer], None]) -> bool:
+        if self.room:
+            self.health_checks.append(reply)
+        return self.room
 
     def _take(self, call: AnyCall) -> bool:
         if self.room:

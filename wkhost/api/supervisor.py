@@ -35,10 +35,20 @@ class ApiWorkerError(WkhostError):
 
 
 class ApiWorker:
-    """Runs one worker process on `listen`, a bound and listening TCP socket, which stays ours."""
+    """Runs one worker process on `listen`, a bound and listening TCP socket, which stays ours.
 
-    def __init__(self, listen: socket.socket, settings: WorkerSettings) -> None:
+    `manager` is the same for the metrics; None serves none.
+    """
+
+    def __init__(
+        self,
+        listen: socket.socket,
+        settings: WorkerSettings,
+        *,
+        manager: socket.socket | None = None,
+    ) -> None:
         self._listen = listen
+        self._manager = manager
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts = 0
@@ -94,17 +104,19 @@ class ApiWorker:
         self._failed = False
         ours, theirs = socket.socketpair()
         with theirs:
-            descriptors = (self._listen.fileno(), theirs.fileno())
+            descriptors = [self._listen.fileno(), theirs.fileno()]
+            manager = [] if self._manager is None else [self._manager.fileno()]
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "wkhost.api.worker"),
                     *("--listen-fd", str(descriptors[0])),
                     *("--control-fd", str(descriptors[1])),
                     *("--parent-pid", str(os.getpid())),
+                    *(option for fd in manager for option in ("--manager-fd", str(fd))),
                 ],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
+                pass_fds=descriptors + manager,
             )
         # The line is far shorter than the socket's buffer, so this does not block.
         ours.sendall(encode_settings(self._settings))

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -29,6 +29,7 @@ from wkhost.api.app import ApiApp
 from wkhost.api.docs import docs_pages
 from wkhost.api.http_protocol import BoundedHttpProtocol
 from wkhost.api.kernel import Kernel
+from wkhost.api.metrics import MetricsApp
 from wkhost.api.routes import ROUTES
 from wkhost.api.worker_settings import READY, WorkerSettings, decode_settings
 from wkhost.link.client_async import AsyncLinkClient
@@ -49,14 +50,17 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(settings: WorkerSettings, link: AsyncLinkClient) -> _Server:
-    app = ApiApp(
+def _api(settings: WorkerSettings, link: AsyncLinkClient) -> ApiApp:
+    return ApiApp(
         Kernel(link),
         ROUTES,
         pages=docs_pages(ROUTES, mode=settings.mode),
         manager_token=settings.manager_token,
         max_body_bytes=settings.max_body_bytes,
     )
+
+
+def _server(app: ApiApp | MetricsApp, settings: WorkerSettings) -> _Server:
     config = uvicorn.Config(
         app,
         http=BoundedHttpProtocol,
@@ -76,7 +80,12 @@ def _server(settings: WorkerSettings, link: AsyncLinkClient) -> _Server:
     return _Server(config)
 
 
-async def _serve(settings: WorkerSettings, listen: socket.socket, control: socket.socket) -> None:
+async def _serve(
+    settings: WorkerSettings,
+    listen: socket.socket,
+    manager: socket.socket | None,
+    control: socket.socket,
+) -> None:
     """Link, then serve until SIGTERM or the end of the control socket; finish what is on its way.
 
     Until the link is there nothing is accepted: requests wait in the socket's queue.
@@ -87,18 +96,23 @@ async def _serve(settings: WorkerSettings, listen: socket.socket, control: socke
         token=settings.link_token,
         timeout_s=settings.answer_timeout_s,
     )
-    server = _server(settings, link)
+    servers = {listen: _server(_api(settings, link), settings)}
+    if manager is not None:
+        servers[manager] = _server(MetricsApp(Kernel(link)), settings)
     linking = asyncio.create_task(link.run())
     await _first_of(linking, asyncio.create_task(link.wait_connected()))
     if not linking.done():
-        _stop_on_request(server, control)
+        _stop_on_request(list(servers.values()), control)
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not look at it
-        serving = asyncio.create_task(server.serve(sockets=[listen]))
+        serving = [
+            asyncio.create_task(server.serve(sockets=[sock])) for sock, server in servers.items()
+        ]
         await asyncio.get_running_loop().sock_sendall(control, READY)
-        await asyncio.wait((linking, serving), return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
-        await serving
+        await asyncio.wait((linking, *serving), return_when=asyncio.FIRST_COMPLETED)
+        for server in servers.values():
+            server.should_exit = True
+        await asyncio.gather(*serving)
     linking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await linking
@@ -112,16 +126,18 @@ async def _first_of(lasting: asyncio.Task[None], passing: asyncio.Task[None]) ->
         await passing
 
 
-def _stop_on_request(server: uvicorn.Server, control: socket.socket) -> None:
+def _stop_on_request(servers: Sequence[uvicorn.Server], control: socket.socket) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        server.should_exit = True
+        for server in servers:
+            server.should_exit = True
 
     def parent_gone() -> None:
         """The control socket carries nothing more, so it is readable only at its end."""
         loop.remove_reader(control)
-        server.should_exit = server.force_exit = True
+        for server in servers:
+            server.should_exit = server.force_exit = True
 
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
@@ -150,10 +166,11 @@ def _read_line(control: socket.socket) -> bytes:
 
 @click.command()
 @click.option("--listen-fd", type=int, required=True, help="Listening TCP socket.")
+@click.option("--manager-fd", type=int, default=-1, help="Listening socket of the metrics.")
 @click.option("--control-fd", type=int, required=True, help="Socket to the kernel process.")
 @click.option("--parent-pid", type=int, required=True, help="The kernel process.")
-def main(listen_fd: int, control_fd: int, parent_pid: int) -> None:
-    """Serve the business API for a kernel process. Not meant to be started by hand."""
+def main(listen_fd: int, manager_fd: int, control_fd: int, parent_pid: int) -> None:
+    """Serve business API and metrics for a kernel process. Not meant to be started by hand."""
     _die_with_parent(parent_pid)
     with socket.socket(fileno=control_fd) as control:
         settings = decode_settings(_read_line(control))
@@ -162,8 +179,9 @@ def main(listen_fd: int, control_fd: int, parent_pid: int) -> None:
         logging.getLogger("uvicorn").setLevel(max(settings.log_level, logging.WARNING))
         control.setblocking(False)
         listen = socket.socket(fileno=listen_fd)
+        manager = None if manager_fd < 0 else socket.socket(fileno=manager_fd)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, listen, control))
+            runner.run(_serve(settings, listen, manager, control))
 
 
 if __name__ == "__main__":

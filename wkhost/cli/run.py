@@ -15,6 +15,7 @@ _LABELS = {
     "ws": "clients, WebSocket",
     "wss": "clients, secure WebSocket",
     "http": "business API",
+    "manager": "metrics",
 }
 
 
@@ -102,8 +103,8 @@ def banner(
 ) -> list[str]:
     """Return the lines that tell what listens where and what to try next.
 
-    `listening` maps tcp, ws, wss and http to the address as bound; `program` is how to call
-    wkhost about this server.
+    `listening` maps tcp, ws, wss, http and manager to the address as bound; `program` is how to
+    call wkhost about this server.
     """
     names = ", ".join(plugins) or "none"
     facts = [(label, listening[kind]) for kind, label in _LABELS.items() if kind in listening]

@@ -5,58 +5,41 @@ that matches; `answered` takes a batch of verdicts and moves each message one st
 next plugin's outgoing batch; nothing is awaited per message. A message is in exactly one of three
 places: `_open` (a plugin has it, by call id), `_held` (parked until its plugin is back), or
 nowhere (decided). One timer task ends what is overdue. Silence is never consent: a crash, a
-timeout and an overload become a decision only through the step's written policy.
+timeout and an overload become a decision only through the step's written policy. A plugin whose
+breaker is open counts as failed without being asked. What each plugin said is counted in its
+record and noted in the journal; both cost plain stores.
 """
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
-import msgspec
 import trio
 
 from wkhost.errors import ReasonCode
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain, Step
+from wkhost.hooks.held import HOLD_POLL_S, HeldQueue, takes_calls
+from wkhost.hooks.journal import Heard, Journal
 from wkhost.hooks.lookup import LookupCall
+from wkhost.hooks.lookup_calls import BROKEN, CRASH, OVERLOAD, TIMEOUT, LookupCalls
 from wkhost.hooks.passage import Passage
-from wkhost.hooks.target import Answer, ChannelAnswer, SendCall, UserAnswer
+from wkhost.hooks.probe import admit_probe
+from wkhost.hooks.records import BOUNDS_S
+from wkhost.hooks.replacement import replacement_failure
+from wkhost.hooks.target import Answer, SendCall
 from wkhost.hooks.verdict import Continue, Failure, Outcome, Policy, Refuse, Replace
 
-HELD_BYTES_MAX = 16 * 1024 * 1024
-HELD_MESSAGES_MAX = 10_000
-HOLD_POLL_S = 0.05
-"""How often a parked message's plugin is looked at; recovery must release within 100 ms."""
 TIMER_SLICE = 128
 """Messages released or timed out in one synchronous stretch."""
-
-_CRASH = Failure(Outcome.CRASH, "the plugin is not running")
-_TIMEOUT = Failure(Outcome.TIMEOUT, "no verdict within the budget")
-_OVERLOAD = Failure(Outcome.OVERLOAD, "too much waits for the plugin")
 
 CLOSED_REASON = {
     Outcome.CRASH: ReasonCode.SYSTEM_ERROR,
     Outcome.TIMEOUT: ReasonCode.SYSTEM_ERROR,
     Outcome.OVERLOAD: ReasonCode.RATE_LIMIT,
 }
-
-
-class HeldQueue:
-    """Messages parked for one plugin, in order, bounded in bytes and count."""
-
-    __slots__ = ("bytes", "passages")
-
-    def __init__(self) -> None:
-        self.passages: deque[Passage] = deque()
-        self.bytes = 0
-
-    def has_room(self, passage: Passage) -> bool:
-        return (
-            len(self.passages) < HELD_MESSAGES_MAX
-            and self.bytes + len(passage.message.payload) <= HELD_BYTES_MAX
-        )
 
 
 class Dispatcher:
@@ -77,8 +60,10 @@ class Dispatcher:
         turn_done: Callable[[], None],
         budget_s: float,
         max_payload_bytes: int,
+        journal: Journal | None = None,
     ) -> None:
         self.chain = EMPTY_CHAIN
+        self.journal = Journal() if journal is None else journal
         self._clock = clock
         self._decided = decided
         self._recheck = recheck
@@ -92,21 +77,24 @@ class Dispatcher:
         # Passages by deadline. Every budget is equally long, so this is in order by itself;
         # decided ones are dropped when they reach the head, so that their payloads go at once.
         self._deadlines: deque[tuple[float, Passage]] = deque()
-        self._lookup_deadlines: list[tuple[float, int]] = []
+        self._lookups = LookupCalls(clock, self._call_ids, self._open, budget_s, self._look_at)
         self._wake = trio.Event()
         self._sleeps_until = float("inf")
-        self.outcomes: Counter[tuple[str, str, Outcome]] = Counter()
+        # The last reading of the clock: one per message or batch of answers.
+        self._now = 0.0
         self.late_verdicts: Counter[str] = Counter()
 
     def set_chain(self, chain: Chain) -> None:
         """Make `chain` hold for messages admitted from now on."""
         self.chain = chain
+        self.journal.fit(chain)
 
     # --- the send chain -------------------------------------------------------------------------
 
     def begin(self, passage: Passage) -> bool:
         """Start the chain. True: no plugin is concerned, the message may go on at once."""
-        passage.deadline = self._clock() + self._budget_s
+        self._now = now = self._clock()
+        passage.deadline = now + self._budget_s
         if self._advance(passage):
             return True
         if passage.call_id:
@@ -136,24 +124,49 @@ class Dispatcher:
 
     def _ask(self, passage: Passage, step: Step) -> Failure | None:
         target = step.target
+        line = target.lines["send"]
+        message = passage.message
+        heard = Heard(
+            message.message_id,
+            passage.origin.door,
+            message.from_uid,
+            message.channel_id,
+            message.channel_type,
+            line,
+            self._now,
+        )
+        passage.heard = heard
+        self.journal.add(heard)
         if not target.ready:
-            return _CRASH
+            heard.called_at = 0.0
+            return CRASH
         call_id = next(self._call_ids)
+        breaker = line.breaker
+        if not breaker.closed and not admit_probe(target, line, step.policy, call_id, self._clock):
+            heard.called_at = 0.0
+            return BROKEN[breaker.cause]
         self._open[call_id] = passage
         passage.call_id = call_id
-        if target.submit_send(SendCall(call_id, passage.message, passage.origin, passage.deadline)):
+        if target.submit_send(SendCall(call_id, message, passage.origin, passage.deadline)):
             return None
         # A plugin that died while it was handed the call has answered it already.
         if self._open.pop(call_id, None) is None:
             return None
         passage.call_id = 0
-        return _OVERLOAD
+        heard.called_at = 0.0
+        line.failed(call_id, Outcome.OVERLOAD, self._now)
+        return OVERLOAD
 
     def _apply_policy(self, passage: Passage, step: Step, failure: Failure) -> bool:
         """Turn a failure into a decision. True: go on with the next step."""
         outcome = failure.outcome
-        self.outcomes[step.target.no, "send", outcome] += 1
         policy = step.policy
+        heard = passage.heard
+        heard.line.record.others[outcome] += 1
+        heard.answered_at = self._now
+        heard.outcome = outcome
+        heard.policy = policy
+        heard.text = failure.detail
         if policy is Policy.OPEN:
             return True
         if policy is Policy.HOLD and self._hold(passage, step):
@@ -163,38 +176,65 @@ class Dispatcher:
 
     def _refuse(self, passage: Passage, refusal: Refuse) -> None:
         passage.refusal = refusal
+        heard = passage.heard
+        heard.code = refusal.code
+        heard.text = heard.text or refusal.text
         self._decided(passage)
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         """Take a batch of answers of one plugin, in any order."""
         take = self._open.pop
-        outcomes = self.outcomes
+        self._now = now = self._clock()
         for call_id, answer in answers:
             waiting = take(call_id, None)
             if waiting is None:
-                self.late_verdicts[plugin_no] += 1
+                self._late(plugin_no)
                 continue
             if isinstance(waiting, LookupCall):
-                self._lookup_answered(waiting, answer)
+                self._lookups.answered(waiting, call_id, answer, now)
                 continue
             waiting.call_id = 0
+            heard = waiting.heard
+            line = heard.line
+            record = line.record
+            seconds = now - heard.called_at
+            record.durations[bisect_left(BOUNDS_S, seconds)] += 1
+            record.total_s += seconds
             if type(answer) is Continue:
-                outcomes[plugin_no, "send", Outcome.CONTINUE] += 1
+                record.continued += 1
+                heard.answered_at = now
+                heard.outcome = Outcome.CONTINUE
+                if not line.breaker.closed:
+                    line.breaker.succeeded(call_id, now)
                 waiting.step += 1
                 if self._advance(waiting):
                     self._decided(waiting)
             else:
-                self._take_verdict(waiting, plugin_no, answer)
+                self._take_verdict(waiting, call_id, answer)
 
-    def _take_verdict(self, passage: Passage, plugin_no: str, answer: Answer) -> None:
+    def _late(self, plugin_no: str) -> None:
+        """A verdict came after the decision: it changes nothing, but the plugin is alive."""
+        self.late_verdicts[plugin_no] += 1
+        chain = self.chain
+        for steps in (chain.send, chain.channel_get, chain.user_get):
+            for step in steps:
+                if step.target.no == plugin_no:
+                    for line in step.target.lines.values():
+                        line.breaker.hurry(self._now)
+
+    def _take_verdict(self, passage: Passage, call_id: int, answer: Answer) -> None:
+        heard = passage.heard
+        line = heard.line
         if isinstance(answer, Refuse):
-            self.outcomes[plugin_no, "send", Outcome.REFUSE] += 1
+            self._note_verdict(heard, call_id, Outcome.REFUSE)
             self._refuse(passage, answer)
             return
         if isinstance(answer, Replace):
-            failure = self._check_replacement(passage, answer)
+            failure = replacement_failure(
+                passage.message.payload, answer.payload, self._max_payload_bytes
+            )
             if failure is None:
-                self.outcomes[plugin_no, "send", Outcome.REPLACE] += 1
+                self._note_verdict(heard, call_id, Outcome.REPLACE)
                 passage.message.payload = answer.payload
                 passage.step += 1
                 if self._advance(passage):
@@ -204,18 +244,33 @@ class Dispatcher:
             failure = answer
         else:
             failure = Failure(Outcome.CRASH, f"{type(answer).__name__} does not answer `send`")
+        line.failed(call_id, failure.outcome, self._now)
         self._failed(passage, failure)
 
-    def _expire(self, passage: Passage) -> None:
+    def _note_verdict(self, heard: Heard, call_id: int, outcome: Outcome) -> None:
+        line = heard.line
+        line.record.others[outcome] += 1
+        heard.answered_at = self._now
+        heard.outcome = outcome
+        if not line.breaker.closed:
+            line.breaker.succeeded(call_id, self._now)
+
+    def _expire(self, passage: Passage, call_id: int) -> None:
         """The budget is used up: the remaining steps time out too, each under its own policy."""
+        line = passage.heard.line
+        line.record.took(self._now - passage.heard.called_at)
+        line.failed(call_id, Outcome.TIMEOUT, self._now)
         steps = passage.chain.send
         message = passage.message
         for index in range(passage.step, len(steps)):
             step = steps[index]
             if step.matches is not None and not step.matches(message):
                 continue
-            passage.step = index
-            if not self._apply_policy(passage, step, _TIMEOUT):
+            if index != passage.step:
+                passage.step = index
+                line = step.target.lines["send"]
+                passage.heard = self.journal.add_unasked(passage.message, passage.origin, line)
+            if not self._apply_policy(passage, step, TIMEOUT):
                 return
         passage.step = len(steps)
         self._decided(passage)
@@ -227,18 +282,6 @@ class Dispatcher:
             if self._advance(passage):
                 self._decided(passage)
 
-    def _check_replacement(self, passage: Passage, answer: Replace) -> Failure | None:
-        """A replaced payload must fit, and stay JSON where the original was."""
-        size = len(answer.payload)
-        if size > self._max_payload_bytes:
-            return Failure(
-                Outcome.CRASH,
-                f"replaced payload has {size} bytes, at most {self._max_payload_bytes} are allowed",
-            )
-        if _is_json(passage.message.payload) and not _is_json(answer.payload):
-            return Failure(Outcome.CRASH, "replaced payload is not JSON, the original was")
-        return None
-
     # --- hold -----------------------------------------------------------------------------------
 
     def _hold(self, passage: Passage, step: Step) -> bool:
@@ -249,10 +292,7 @@ class Dispatcher:
         queue = self._held.setdefault(step.target.no, HeldQueue())
         if not queue.has_room(passage):
             return False
-        if not passage.held_since:
-            passage.held_since = now
-        queue.passages.append(passage)
-        queue.bytes += len(passage.message.payload)
+        queue.put(passage, now)
         self._look_at(now + HOLD_POLL_S)
         return True
 
@@ -266,23 +306,20 @@ class Dispatcher:
                 if not left:
                     self._more_held = True
                     return
-                passage = passages[0]
-                step = passage.chain.send[passage.step]
-                overdue = self._clock() >= passage.held_since + step.hold_s
-                if not step.target.ready and not overdue:
+                now = self._clock()
+                step = passages[0].chain.send[passages[0].step]
+                overdue = now >= passages[0].held_since + step.hold_s
+                if not takes_calls(step, now) and not overdue:
                     break
                 left -= 1
-                passages.popleft()
-                queue.bytes -= len(passage.message.payload)
-                self._release(passage, step, overdue=overdue)
+                self._release(queue.take(), step, now, overdue=overdue)
             if not passages and self._held.get(no) is queue:
                 del self._held[no]
 
-    def _release(self, passage: Passage, step: Step, *, overdue: bool) -> None:
-        if overdue and not step.target.ready:
-            self._refuse(
-                passage, Refuse(ReasonCode.SYSTEM_ERROR, f"{step.target.no}: held too long")
-            )
+    def _release(self, passage: Passage, step: Step, now: float, *, overdue: bool) -> None:
+        if overdue and not takes_calls(step, now):
+            failed = passage.heard.outcome or Outcome.CRASH
+            self._refuse(passage, Refuse(CLOSED_REASON[failed], f"{step.target.no}: held too long"))
             return
         refusal = self._recheck(passage)
         if refusal is not None:
@@ -298,69 +335,7 @@ class Dispatcher:
         It gets None when every step continued or failed open, and may be called before this
         returns.
         """
-        call.deadline = self._clock() + self._budget_s
-        self._advance_lookup(call)
-
-    def _advance_lookup(self, call: LookupCall) -> None:
-        steps = call.steps
-        while call.index < len(steps):
-            step = steps[call.index]
-            failure = self._ask_lookup(call, step)
-            if failure is None:
-                return
-            if not self._lookup_failed(call, step, failure):
-                return
-            call.index += 1
-        call.done(None)
-
-    def _ask_lookup(self, call: LookupCall, step: Step) -> Failure | None:
-        if not step.target.ready:
-            return _CRASH
-        call_id = next(self._call_ids)
-        self._open[call_id] = call
-        if call.submit(step.target, call_id):
-            heapq.heappush(self._lookup_deadlines, (call.deadline, call_id))
-            self._look_at(call.deadline)
-            return None
-        if self._open.pop(call_id, None) is None:
-            return None
-        return _OVERLOAD
-
-    def _lookup_answered(self, call: LookupCall, answer: Answer) -> None:
-        step = call.steps[call.index]
-        no = step.target.no
-        if isinstance(answer, call.answer_type):
-            self.outcomes[no, call.hook, Outcome.REPLACE] += 1
-            assert isinstance(answer, ChannelAnswer | UserAnswer)
-            call.done(answer)
-            return
-        if isinstance(answer, Refuse) and call.may_refuse:
-            self.outcomes[no, call.hook, Outcome.REFUSE] += 1
-            call.done(answer)
-            return
-        if isinstance(answer, Continue):
-            self.outcomes[no, call.hook, Outcome.CONTINUE] += 1
-        else:
-            failure = (
-                answer
-                if isinstance(answer, Failure)
-                else Failure(
-                    Outcome.CRASH, f"{type(answer).__name__} does not answer `{call.hook}`"
-                )
-            )
-            if not self._lookup_failed(call, step, failure):
-                return
-        call.index += 1
-        self._advance_lookup(call)
-
-    def _lookup_failed(self, call: LookupCall, step: Step, failure: Failure) -> bool:
-        """Count a failure and apply the policy. True: ask the next step."""
-        self.outcomes[step.target.no, call.hook, failure.outcome] += 1
-        policy = step.login_policy if call.may_refuse else step.policy
-        if policy is Policy.OPEN:
-            return True
-        call.done(failure)
-        return False
+        self._lookups.begin(call)
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -389,56 +364,36 @@ class Dispatcher:
         deadlines = self._deadlines
         while deadlines and not _waits(*deadlines[0]):
             deadlines.popleft()
-        lookups = self._lookup_deadlines
-        while lookups and lookups[0][1] not in self._open:
-            heapq.heappop(lookups)
-        at = deadlines[0][0] if deadlines else float("inf")
-        if lookups:
-            at = min(at, lookups[0][0])
+        at = min(deadlines[0][0] if deadlines else float("inf"), self._lookups.next_deadline())
         if self._held:
             at = min(at, self._clock() + HOLD_POLL_S)
         return at
 
     def _end_overdue(self) -> None:
-        now = self._clock()
+        self._now = now = self._clock()
         deadlines = self._deadlines
         left = TIMER_SLICE
         while left and deadlines and deadlines[0][0] <= now:
             deadline, passage = deadlines.popleft()
             if _waits(deadline, passage):
                 left -= 1
-                del self._open[passage.call_id]
+                call_id = passage.call_id
+                del self._open[call_id]
                 passage.call_id = 0
-                self._expire(passage)
-        lookups = self._lookup_deadlines
-        while lookups and lookups[0][0] <= now:
-            _, call_id = heapq.heappop(lookups)
-            call = self._open.pop(call_id, None)
-            if call is not None:
-                assert isinstance(call, LookupCall)
-                self._lookup_answered(call, _TIMEOUT)
+                self._expire(passage, call_id)
+        self._lookups.end_overdue(now)
 
     def statistics(self) -> dict[str, object]:
-        """Return counts: open calls, parked messages, outcomes, late verdicts."""
+        """Return counts: open calls, parked messages, late verdicts, entries of the journal."""
         return {
             "chain": self.chain.number,
             "open_calls": len(self._open),
             "held": {no: len(queue.passages) for no, queue in self._held.items()},
-            "outcomes": {
-                f"{no}/{hook}/{outcome}": n for (no, hook, outcome), n in self.outcomes.items()
-            },
             "late_verdicts": dict(self.late_verdicts),
+            "journal": len(self.journal),
         }
 
 
 def _waits(deadline: float, passage: Passage) -> bool:
     """Whether the passage still waits for a verdict under this deadline (not a later one)."""
     return passage.call_id != 0 and passage.deadline == deadline
-
-
-def _is_json(payload: bytes) -> bool:
-    try:
-        msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wkhost.hooks.chain import Step
+from wkhost.hooks.records import HookLine
 from wkhost.hooks.target import (
     ChannelAnswer,
     ChannelGetCall,
@@ -22,19 +23,21 @@ class LookupCall:
     """One look-up on its way through its steps; subclasses say what is asked.
 
     `done` is called once with a `LookupAnswer`; a Failure means that a step whose policy is not
-    open has failed.
+    open has failed. `line` is the plugin's end that is asked now or was last, since `called_at`.
     """
 
-    __slots__ = ("deadline", "done", "index", "steps")
+    __slots__ = ("called_at", "deadline", "done", "index", "line", "steps")
 
     hook: str
     answer_type: type
     may_refuse = False
+    line: HookLine
 
     def __init__(self, steps: tuple[Step, ...], done: Callable[[LookupAnswer], None]) -> None:
         self.steps = steps
         self.done = done
         self.index = 0
+        self.called_at = 0.0
         self.deadline = 0.0
 
     def submit(self, target: Target, call_id: int) -> bool:

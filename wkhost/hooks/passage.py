@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wkhost.hooks.chain import Chain
+from wkhost.hooks.journal import Heard
 from wkhost.hooks.target import SendOrigin
 from wkhost.hooks.verdict import Refuse
 from wkhost.types import Message
@@ -13,14 +14,15 @@ class Passage:
 
     `step` is the index of the chain's step that is asked now; `deadline` ends the budget of the
     whole chain; `call_id` is the open call (0 = none). `refusal` is set when the chain has ended
-    it. `held_since` is when it was parked under the hold policy (0.0 = not parked).
+    it. `held_since` is when it was parked under the hold policy (0.0 = not parked). `heard` is the
+    journal's entry of the step that is asked now, or was last.
     """
 
     __slots__ = (
         "call_id",
-        "called_at",
         "chain",
         "deadline",
+        "heard",
         "held_since",
         "message",
         "origin",
@@ -28,13 +30,14 @@ class Passage:
         "step",
     )
 
+    heard: Heard
+
     def __init__(self, message: Message, origin: SendOrigin, chain: Chain) -> None:
         self.message = message
         self.origin = origin
         self.chain = chain
         self.step = 0
         self.call_id = 0
-        self.called_at = 0.0
         self.deadline = 0.0
         self.held_since = 0.0
         self.refusal: Refuse | None = None

@@ -14,11 +14,12 @@ Times are seconds on the monotonic clock (`trio.current_time()`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.verdict import Failure, Verdict
 from wkhost.types import Message
 
@@ -113,6 +114,13 @@ class Target(Protocol):
     @property
     def ready(self) -> bool:
         """Some generation of it can take calls now. `hold` parks calls while this is False."""
+
+    @property
+    def lines(self) -> HookLines:
+        """Breakers and counts, by hook, of the generation that is current (or was last)."""
+
+    def check_health(self, budget_s: float, reply: Callable[[Answer], None]) -> bool:
+        """Ask the plugin how it is; `reply` is called at most once. False: it takes no call."""
 
     def submit_send(self, call: SendCall) -> bool: ...
 

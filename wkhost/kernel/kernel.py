@@ -19,6 +19,7 @@ from wkhost.delivery.presence import Presence
 from wkhost.delivery.retry import Retries
 from wkhost.hooks.chain import Chain
 from wkhost.hooks.dispatch import Dispatcher
+from wkhost.hooks.journal import Journal
 from wkhost.hooks.target import Answer
 from wkhost.kernel.channels import ChannelTable
 from wkhost.kernel.connect import Logins
@@ -86,6 +87,7 @@ class Kernel:
             turn_done=self._send_path.turn_done,
             budget_s=settings.plugin_timeout_s,
             max_payload_bytes=settings.max_payload_bytes,
+            journal=Journal(settings.journal_messages),
         )
         self._completion = Completion(self._send_path.complete, self._send_path.turn_done)
         self._committer = Committer(
@@ -135,6 +137,8 @@ class Kernel:
             directory=self._directory,
             healthy=self._problem,
             statistics=self.statistics,
+            journal=self._dispatcher.journal,
+            wall_s=clock.wall_s,
         )
 
     @property
@@ -159,14 +163,6 @@ class Kernel:
         while self._send_path.inflight_bytes > 0 and self._committer.healthy:
             await self._committer.drain()
             await trio.sleep(0.01)
-
-    def call_counts(self, plugin_no: str) -> dict[str, dict[str, int]]:
-        """Return hook -> outcome -> count of one plugin since the start."""
-        counts: dict[str, dict[str, int]] = {}
-        for (no, hook, outcome), count in self._dispatcher.outcomes.items():
-            if no == plugin_no:
-                counts.setdefault(hook, {})[outcome] = count
-        return counts
 
     # --- Ingress --------------------------------------------------------------------------------
 

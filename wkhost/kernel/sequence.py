@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import structlog
 import trio
@@ -25,6 +26,7 @@ from wkhost.kernel.channels import UNKNOWN_SEQ, ChannelTable
 from wkhost.kernel.inflight import Inflight
 from wkhost.store import mutations
 from wkhost.store.engine import Row
+from wkhost.store.statistics import Durations
 from wkhost.store.store import Store
 from wkhost.types import Flags, Message
 
@@ -83,6 +85,9 @@ class Committer:
         """False from a failed commit until the store is open again."""
         self.commits = 0
         self.committed = 0
+        self.batch_sizes = [0] * (BATCH_MAX.bit_length() + 1)
+        """Commits with messages by size: 1, up to 2, up to 4, … up to `BATCH_MAX`, more."""
+        self.durations = Durations()
         self.stalls = 0
 
     def put(self, m: Inflight) -> None:
@@ -131,6 +136,7 @@ class Committer:
         await request.done.wait()
 
     async def _commit(self, batch: list[Inflight], requests: list[RowsRequest]) -> None:
+        started = perf_counter()
         ceiling = self._ids.reserve() if self._ids.needs_ceiling() else 0
         try:
             stored = await self._write(batch, requests, ceiling)
@@ -143,6 +149,9 @@ class Committer:
             self._ids.raised(ceiling)
         self.commits += 1
         self.committed += len(stored)
+        self.durations.add(perf_counter() - started)
+        if stored:
+            self.batch_sizes[(len(stored) - 1).bit_length()] += 1
         for request in requests:
             request.done.set()
         if batch:
@@ -236,6 +245,9 @@ class Committer:
             "commits": self.commits,
             "committed": self.committed,
             "stalls": self.stalls,
+            "batch_sizes": list(self.batch_sizes),
+            "durations": list(self.durations.counts),
+            "duration_s": self.durations.total_s,
         }
 
 

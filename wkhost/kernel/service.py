@@ -6,7 +6,7 @@ The link (HTTP workers, CLI) and the plugin host ask here; requests and answers 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, get_args
 from uuid import uuid4
 
@@ -15,16 +15,19 @@ import trio
 
 from wkhost.addressing import canonical_id
 from wkhost.errors import StoreError, WkhostError
+from wkhost.hooks.journal import Journal
 from wkhost.kernel.directory import Directory
+from wkhost.kernel.explain import explain
 from wkhost.kernel.history import sync_messages
 from wkhost.kernel.send import SendPath
 from wkhost.link import contract as c
 from wkhost.store.store import Store
+from wkhost.types import Message
 
 log = structlog.get_logger(__name__)
 
 _LISTING = (c.ListPlugins, c.GetPlugin, c.GetPluginOrder)
-_OPERATOR_ONLY = tuple(set(get_args(c.PluginRequest)) - set(_LISTING))
+_OPERATOR_ONLY = (*(set(get_args(c.PluginRequest)) - set(_LISTING)), c.ExplainMessage)
 _NEWEST = (1 << 64) - 1
 
 
@@ -35,6 +38,9 @@ class PluginManager(Protocol):
         """Answer, and record what changes something. Raises WkhostError."""
 
     def statistics(self) -> dict[str, Any]: ...
+
+    def observations(self, message: Message) -> Sequence[c.PluginObservation]:
+        """Return which observing hooks a stored message concerns, and whether they passed it."""
 
 
 class Service:
@@ -48,12 +54,18 @@ class Service:
         directory: Directory,
         healthy: Callable[[], str],
         statistics: Callable[[], dict[str, Any]],
+        journal: Journal,
+        wall_s: Callable[[], float],
     ) -> None:
         self._store = store
         self._send_path = send_path
         self._directory = directory
         self._healthy = healthy
         self._statistics = statistics
+        self._journal = journal
+        self._wall_s = wall_s
+        self.metrics: Callable[[], Awaitable[c.Metrics]] | None = None
+        """Gathers the samples of all parts; wired in by the composition root."""
         self.plugins: PluginManager | None = None
         self._handlers: dict[type, Callable[[Any], Awaitable[c.Response]]] = {
             c.SendMessage: self.send,
@@ -68,6 +80,8 @@ class Service:
             c.AddToAllowlist: _done(directory.add_to_allowlist),
             c.GetHealth: self._health,
             c.GetStatistics: self._get_statistics,
+            c.GetMetrics: self._get_metrics,
+            c.ExplainMessage: self._explain,
         }
 
     async def handle(self, request: c.Request, actor: c.Actor) -> c.Response:
@@ -146,6 +160,22 @@ class Service:
         if self.plugins is not None:
             parts["plugins"] = self.plugins.statistics()
         return c.Statistics(parts)
+
+    async def _get_metrics(self, request: c.GetMetrics) -> c.Metrics:
+        if self.metrics is None:
+            raise WkhostError("metrics are not gathered")
+        return await self.metrics()
+
+    async def _explain(self, request: c.ExplainMessage) -> c.MessageTrail:
+        plugins = self.plugins
+        return explain(
+            request.message_id,
+            self._journal,
+            self._store,
+            (lambda message: []) if plugins is None else plugins.observations,
+            now=trio.current_time(),
+            wall_s=self._wall_s(),
+        )
 
     # --- plugins --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ class KernelSettings(msgspec.Struct, frozen=True, kw_only=True):
     whitelist_off_of_person: bool = True
     visitors_on: bool = False
     visitors_suffix: str = "___vstr"
+    journal_messages: int = 20_000
     plugin_timeout_s: float = 1.0
     max_payload_bytes: int = 512 * 1024
     """Largest payload of one message, at every door."""

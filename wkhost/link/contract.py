@@ -231,11 +231,125 @@ class Statistics(msgspec.Struct, frozen=True, tag=True):
 # --- plugins (operators only, but for listing) --------------------------------------------------
 
 
+class InspectPlugin(msgspec.Struct, tag=True):
+    """Ask what `source` is and what it asks for; answered with PluginProposal. Nothing is
+    installed."""
+
+    source: str
+
+
+class CapabilityAsk(msgspec.Struct, frozen=True):
+    """One thing that a plugin asks for. `text` completes "it may ...". `settled`: granted to the
+    version before, or denied for good."""
+
+    name: str
+    text: str
+    dangerous: bool
+    settled: bool
+
+
+class PluginProposal(msgspec.Struct, frozen=True, tag=True):
+    """What an install would agree to. `digest` names exactly the files that were looked at.
+
+    `installed` is the version that is there now, `denied` what was revoked from the plugin,
+    `dropped` what was granted and is not asked for any more. `needs` tells, by the flag of
+    `InstallPlugin` that allows it, why the install would be refused.
+    """
+
+    no: str
+    version: str
+    digest: str
+    name: str
+    description: str
+    builtin: bool
+    installed: str
+    asks: list[CapabilityAsk]
+    denied: list[str]
+    dropped: list[str]
+    needs: dict[str, str]
+
+
 class InstallPlugin(msgspec.Struct, tag=True):
-    """Install from a folder or archive on the server's machine, or a built-in by its name."""
+    """Install from a folder or archive on the server's machine, or a built-in by its name.
+
+    `digest` is the one that the operator has agreed to; a built-in needs none. `granted` names the
+    capabilities agreed to (None: all that it asks for), `withhold` those denied to it for good. An
+    upgrade that asks for more than was granted is kept and waits, see `UpgradePlugin`.
+    """
 
     source: str
     enable: bool = True
+    digest: str = ""
+    granted: list[str] | None = None
+    withhold: list[str] = []
+    replace_source: bool = False
+    allow_downgrade: bool = False
+
+
+class UpgradePlugin(msgspec.Struct, tag=True):
+    """Agree to a version that waits and use it. `digest` is the whole digest of that version."""
+
+    no: str
+    digest: str
+    granted: list[str]
+
+
+class RollbackPlugin(msgspec.Struct, tag=True):
+    """Go back to a version or a snapshot; empty: to what was there before the last change."""
+
+    no: str
+    to: str = ""
+
+
+class GrantPlugin(msgspec.Struct, tag=True):
+    """Grant a capability that the plugin asks for, or (`granted` False) deny it; from its next call
+    on."""
+
+    no: str
+    capability: str
+    granted: bool
+
+
+class GetPluginVersions(msgspec.Struct, tag=True):
+    no: str
+
+
+class PluginRelease(msgspec.Struct, frozen=True):
+    """One installed version. `waiting` is what nobody has agreed to yet; `withdrawn` says why it
+    was taken back. Times are seconds since 1970."""
+
+    version: str
+    digest: str
+    source: str
+    installed_at: float
+    in_use: bool
+    waiting: list[CapabilityAsk]
+    withdrawn: str
+
+
+class PluginSnapshot(msgspec.Struct, frozen=True):
+    """What is kept of a version that was left: values, settings and observers' places."""
+
+    name: str
+    version: str
+    taken_at: float
+    why: str
+
+
+class PluginRight(msgspec.Struct, frozen=True):
+    """One thing that the version in use asks for, and whether it has it."""
+
+    name: str
+    text: str
+    dangerous: bool
+    granted: bool
+
+
+class PluginVersions(msgspec.Struct, frozen=True, tag=True):
+    no: str
+    releases: list[PluginRelease]
+    snapshots: list[PluginSnapshot]
+    rights: list[PluginRight]
 
 
 class PluginAction(msgspec.Struct, tag=True):
@@ -256,8 +370,9 @@ class GetPlugin(msgspec.Struct, tag=True):
 class PluginStatus(msgspec.Struct, frozen=True, tag=True):
     """One plugin as the operator sees it. `hooks` maps hook name to policy.
 
-    `state`: disabled, starting, running, reloading, backoff, failed, stopped. `detail` says why in
-    one sentence where it is not running.
+    `state`: disabled, starting, running, reloading, backoff, failed, quarantined, stopped. `detail`
+    says why in one sentence where it is not running; `last_lines` are what a quarantined one had
+    printed last.
     """
 
     no: str
@@ -275,6 +390,7 @@ class PluginStatus(msgspec.Struct, frozen=True, tag=True):
     cpu_s: float = 0.0
     calls: dict[str, dict[str, int]] = {}
     """hook -> outcome -> count."""
+    last_lines: list[str] = []
 
 
 class PluginList(msgspec.Struct, frozen=True, tag=True):
@@ -394,8 +510,150 @@ class PluginAudit(msgspec.Struct, frozen=True, tag=True):
     problem: str = ""
 
 
+class GetPluginFigures(msgspec.Struct, tag=True):
+    pass
+
+
+class HookFigures(msgspec.Struct, frozen=True):
+    """One plugin's version at one hook. Counts are totals since the server started.
+
+    `durations` counts calls per bucket of `AllPluginFigures.bounds_s` (not cumulative; one more
+    holds the rest). `breaker` is closed, half_open or open; it, `in_flight` and `queued` are of the
+    version that runs now and empty for others. `lag` is how many messages of the log an observing
+    hook has not passed yet, None for other hooks.
+    """
+
+    hook: str
+    version: str
+    outcomes: dict[str, int]
+    durations: list[int]
+    total_s: float
+    short_circuits: int
+    breaker_opened: int
+    breaker: str = ""
+    in_flight: int = 0
+    queued: int = 0
+    lag: int | None = None
+    skipped: int = 0
+
+
+class PluginFigures(msgspec.Struct, frozen=True):
+    """`rss_bytes` and `cpu_s` are of the plugin's whole process tree."""
+
+    no: str
+    version: str
+    state: str
+    generation: int
+    pid: int
+    restarts: int
+    rss_bytes: int
+    cpu_s: float
+    log_lines: int
+    log_lines_dropped: int
+    hooks: list[HookFigures]
+
+
+class AllPluginFigures(msgspec.Struct, frozen=True, tag=True):
+    """`at` is seconds on the server's monotonic clock."""
+
+    at: float
+    bounds_s: list[float]
+    plugins: list[PluginFigures]
+
+
+class ExplainMessage(msgspec.Struct, tag=True):
+    """Ask what plugins decided about a message, stored or refused."""
+
+    message_id: int
+
+
+class PluginDecision(msgspec.Struct, frozen=True):
+    """What one plugin said. `outcome` is empty while it has not answered.
+
+    `asked` is False where the policy decided without a call; `took_s` is 0.0 then. `policy` is set
+    where a failure became a decision, `code` and `text` where the message was refused here.
+    """
+
+    no: str
+    version: str
+    generation: int
+    asked: bool
+    outcome: str
+    took_s: float
+    policy: str = ""
+    code: int = 0
+    text: str = ""
+
+
+class PluginObservation(msgspec.Struct, frozen=True):
+    """Whether an observing hook has passed a stored message that concerns it."""
+
+    no: str
+    hook: str
+    seen: bool
+
+
+class MessageTrail(msgspec.Struct, frozen=True, tag=True):
+    """Who decided what about a message.
+
+    `fate` is stored, refused, waiting or unknown. `door` is client, http or a plugin's number, and
+    empty where only the store knows the message; `at` is seconds since the epoch. A message that
+    concerned no plugin is known only if it was stored.
+    """
+
+    message_id: int
+    fate: str
+    door: str = ""
+    from_uid: str = ""
+    channel_id: str = ""
+    channel_type: int = 0
+    at: float = 0.0
+    message_seq: int = 0
+    reason_code: int = 0
+    reason: str = ""
+    decisions: list[PluginDecision] = []
+    observations: list[PluginObservation] = []
+
+
+class GetPluginValues(msgspec.Struct, tag=True):
+    """Read a plugin's key-value store after `after`, for a trial run with copies of it."""
+
+    no: str
+    after: bytes = b""
+
+
+class PluginValues(msgspec.Struct, frozen=True, tag=True):
+    """Keys and values in the order of keys. `more`: ask again after the last key."""
+
+    values: list[tuple[bytes, bytes]]
+    more: bool
+
+
+# --- metrics -----------------------------------------------------------------------------------
+
+
+class GetMetrics(msgspec.Struct, tag=True):
+    pass
+
+
+class Metrics(msgspec.Struct, frozen=True, tag=True):
+    """All samples by metric name; `wkhost.metrics` says what each is and how it is written.
+
+    A sample is the values of the metric's labels and its value; a histogram's value is its counts
+    per bucket (not cumulative) and the sum.
+    """
+
+    numbers: dict[str, list[tuple[list[str], float]]]
+    histograms: dict[str, list[tuple[list[str], list[int], float]]]
+
+
 PluginRequest = (
-    InstallPlugin
+    InspectPlugin
+    | InstallPlugin
+    | UpgradePlugin
+    | RollbackPlugin
+    | GrantPlugin
+    | GetPluginVersions
     | PluginAction
     | ListPlugins
     | GetPlugin
@@ -406,6 +664,8 @@ PluginRequest = (
     | SetPluginSecret
     | GetPluginSecrets
     | GetPluginAudit
+    | GetPluginFigures
+    | GetPluginValues
 )
 """What the plugin host answers."""
 
@@ -422,6 +682,8 @@ Request = (
     | AddToAllowlist
     | GetHealth
     | GetStatistics
+    | GetMetrics
+    | ExplainMessage
     | PluginRequest
 )
 
@@ -434,6 +696,8 @@ Response = (
     | UserStatus
     | Health
     | Statistics
+    | PluginProposal
+    | PluginVersions
     | PluginStatus
     | PluginList
     | PluginLogs
@@ -441,4 +705,8 @@ Response = (
     | PluginConfig
     | PluginSecrets
     | PluginAudit
+    | AllPluginFigures
+    | MessageTrail
+    | PluginValues
+    | Metrics
 )

@@ -22,6 +22,7 @@ _API_REQUESTS: tuple[type, ...] = (
     contract.ListPlugins,
     contract.GetPlugin,
     contract.GetPluginOrder,
+    contract.GetMetrics,
 )
 
 ALLOWED: dict[str, frozenset[type]] = {

@@ -31,6 +31,13 @@ own_call_ids = count(1 << 48)
 """Ids of calls that the host itself makes, far above those of the dispatcher."""
 
 
+_HOOK_OF: dict[type, str] = {
+    SendCall: "send",
+    ChannelGetCall: "channel_get",
+    UserGetCall: "user_get",
+}
+
+
 class Pending:
     """One call. `reply` None: the answer goes to the dispatcher.
 
@@ -75,6 +82,12 @@ class Pending:
         self.deadline = deadline
         self.attempt = 1
         self.size = 0
+
+    @property
+    def hook(self) -> str:
+        """The hook that is called, from what `call` is."""
+        call = self.call
+        return call if isinstance(call, str) else _HOOK_OF.get(type(call), "")
 
 
 def deliver(
@@ -122,7 +135,9 @@ def persist_after(
         return codec.field_bytes(codec.PERSIST_AFTER, content)
 
     # The observer itself offers the messages again, once this generation is done with them.
-    return Pending(next(own_call_ids), None, encode, _CONTINUE_ONLY, size, reply, moves=False)
+    return Pending(
+        next(own_call_ids), "persist_after", encode, _CONTINUE_ONLY, size, reply, moves=False
+    )
 
 
 def receive(
@@ -138,7 +153,7 @@ def receive(
         return codec.field_bytes(codec.RECEIVE, content)
 
     size = len(message.payload) + sum(map(len, uids))
-    return Pending(next(own_call_ids), None, encode, _CONTINUE_ONLY, size, reply)
+    return Pending(next(own_call_ids), "receive", encode, _CONTINUE_ONLY, size, reply)
 
 
 def webhook(
@@ -148,7 +163,7 @@ def webhook(
         content = codec.webhook_call(pending.call_id, event, data_json, int(budget_s * 1000))
         return codec.field_bytes(codec.WEBHOOK, content)
 
-    return Pending(next(own_call_ids), None, encode, _WEBHOOK_ANSWERS, len(data_json), reply)
+    return Pending(next(own_call_ids), "webhook", encode, _WEBHOOK_ANSWERS, len(data_json), reply)
 
 
 def config_update(
@@ -161,7 +176,15 @@ def config_update(
         return codec.field_bytes(codec.CONFIG_UPDATE, content)
 
     call_id, size = next(own_call_ids), len(config_json)
-    return Pending(call_id, None, encode, _LIFECYCLE_ANSWERS, size, reply, moves=False)
+    return Pending(call_id, "config_update", encode, _LIFECYCLE_ANSWERS, size, reply, moves=False)
+
+
+def health(budget_s: float, reply: Callable[[Answer], None]) -> Pending:
+    def encode(pending: Pending, session: Session, now: float) -> bytes:
+        content = codec.health_call(pending.call_id, int(budget_s * 1000))
+        return codec.field_bytes(codec.HEALTH, content)
+
+    return Pending(next(own_call_ids), "health", encode, _LIFECYCLE_ANSWERS, 0, reply, moves=False)
 
 
 def stop(reason: str, budget_s: float, reply: Callable[[Answer], None]) -> Pending:
@@ -169,7 +192,7 @@ def stop(reason: str, budget_s: float, reply: Callable[[Answer], None]) -> Pendi
         content = codec.stop_call(pending.call_id, reason, int(budget_s * 1000))
         return codec.field_bytes(codec.STOP, content)
 
-    return Pending(next(own_call_ids), None, encode, _LIFECYCLE_ANSWERS, 0, reply, moves=False)
+    return Pending(next(own_call_ids), "stop", encode, _LIFECYCLE_ANSWERS, 0, reply, moves=False)
 
 
 def _budget_ms(deadline: float, now: float) -> int:

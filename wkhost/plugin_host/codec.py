@@ -191,6 +191,10 @@ def config_update_call(
     ).SerializeToString()
 
 
+def health_call(call_id: int, budget_ms: int) -> bytes:
+    return plugin_pb2.HealthCall(call_id=call_id, budget_ms=budget_ms).SerializeToString()
+
+
 def stop_call(call_id: int, reason: str, budget_ms: int) -> bytes:
     return plugin_pb2.StopCall(
         call_id=call_id, budget_ms=budget_ms, reason=reason

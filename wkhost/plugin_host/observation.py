@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from wkhost.link.contract import PluginObservation
 from wkhost.plugin_host.manifest import HookSpec, Manifest
 from wkhost.plugin_host.observers import OBSERVING_HOOKS, Observer
 from wkhost.plugin_host.output import HOST_STREAM
@@ -13,6 +14,7 @@ from wkhost.plugin_host.predicates import compile_predicate
 from wkhost.plugin_host.receivers import Receivers, Recipients
 from wkhost.plugin_host.supervisor import Supervisor
 from wkhost.store.store import Store
+from wkhost.types import Message
 
 
 class Observation:
@@ -53,6 +55,14 @@ class Observation:
         if running is not None:
             running[0].cancel()
             self._note_all()
+
+    def passed(self, message: Message) -> list[PluginObservation]:
+        """Return, per observing hook that a stored message concerns, whether it is behind it."""
+        return [
+            PluginObservation(o.no, o.hook, message.log_pos <= o.position)
+            for o in self._all
+            if o.concerns(message)
+        ]
 
     def statistics(self, no: str) -> dict[str, dict[str, int]]:
         """Return, per observing hook of a plugin, how far it lags and what it skipped."""

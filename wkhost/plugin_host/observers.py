@@ -79,6 +79,9 @@ class Observer:
         """Messages in the log that it has not passed yet."""
         return self._store.durable_log_pos - self.position
 
+    def concerns(self, message: Message) -> bool:
+        return self._matches is None or self._matches(message)
+
     def log_grew(self) -> None:
         self._grew.set()
 

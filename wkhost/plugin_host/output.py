@@ -46,12 +46,15 @@ class LogRing:
         self._lines: deque[Line] = deque()
         self._bytes = 0
         self._next = 1
+        self.added = 0
+        """Lines that were kept, for a while at least."""
         self.dropped = 0
         """Lines that came too fast and were not kept."""
 
     def add(self, generation: int, stream: str, text: str) -> None:
         self._lines.append(Line(self._next, time.time(), generation, stream, text))
         self._next += 1
+        self.added += 1
         self._bytes += len(text)
         while len(self._lines) > MAX_KEPT_LINES or self._bytes > MAX_KEPT_BYTES:
             self._bytes -= len(self._lines.popleft().text)

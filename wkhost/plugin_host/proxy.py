@@ -8,6 +8,7 @@ from functools import partial
 import trio
 
 from wkhost.errors import PluginError
+from wkhost.hooks.records import CallRecords, HookLines
 from wkhost.hooks.target import (
     Answer,
     Answers,
@@ -34,9 +35,12 @@ class PluginProxy:
     """Implements `hooks.target.Target`. A call goes to the generation that is current when it is
     issued."""
 
-    def __init__(self, no: str, answers: Answers) -> None:
+    def __init__(self, no: str, version: str, answers: Answers, records: CallRecords) -> None:
+        """`version` is what its failures count for until the first generation is there."""
         self.no = no
         self.session: Session | None = None
+        self.lines: HookLines = records.lines(no, version, 0)
+        self._records = records
         self._answers = answers
         self._switched = trio.Event()
 
@@ -51,6 +55,8 @@ class PluginProxy:
     def switch(self, session: Session) -> None:
         """Make `session` current. Unsent calls of the old one, if it lives, move over at once."""
         old, self.session = self.session, session
+        identity = session.identity
+        self.lines = self._records.lines(self.no, identity.manifest.version, identity.generation)
         if old is not None and not old.failure:
             old.drain_into(self._issue_again)
         self._switched.set()
@@ -81,11 +87,16 @@ class PluginProxy:
     def submit_user_get(self, call: UserGetCall) -> bool:
         return self._submit(calls.user_get(call))
 
+    def check_health(self, budget_s: float, reply: Callable[[Answer], None]) -> bool:
+        return self._submit(calls.health(budget_s, reply))
+
     async def persist_after(self, messages: Sequence[Message]) -> None:
         """Raises PluginError when it failed, died or took too long."""
         budget_s = PERSIST_AFTER_BUDGET_S
         answer = await self._ask(
-            lambda reply: calls.persist_after(messages, budget_s, reply), budget_s
+            "persist_after",
+            lambda reply: calls.persist_after(messages, budget_s, reply),
+            budget_s,
         )
         self._need_continue("persist_after", answer)
 
@@ -100,21 +111,23 @@ class PluginProxy:
         """
         budget_s = RECEIVE_BUDGET_S
         makes = [partial(calls.receive, message, uids, budget_s) for message, uids in items]
-        answers = await self._ask_all(makes, budget_s)
+        answers = await self._ask_all("receive", makes, budget_s)
         for answer in answers:
             self._need_continue("receive", answer)
 
     async def webhook(self, event: str, data_json: bytes) -> WebhookAnswer | Failure | None:
         budget_s = WEBHOOK_BUDGET_S
         answer = await self._ask(
-            lambda reply: calls.webhook(event, data_json, budget_s, reply), budget_s
+            "webhook", lambda reply: calls.webhook(event, data_json, budget_s, reply), budget_s
         )
         return answer if isinstance(answer, WebhookAnswer | Failure) else None
 
     async def config_update(self, config_json: bytes, number: int, budget_s: float) -> Answer:
         """Offer a configuration to the current generation; anything but Continue is a veto."""
         return await self._ask(
-            lambda reply: calls.config_update(config_json, number, budget_s, reply), budget_s
+            "config_update",
+            lambda reply: calls.config_update(config_json, number, budget_s, reply),
+            budget_s,
         )
 
     # --- issuing --------------------------------------------------------------------------------
@@ -133,17 +146,21 @@ class PluginProxy:
                 failure = Failure(Outcome.OVERLOAD, f"{self.no}: too much waits")
                 calls.deliver(self._answers, self.no, (pending,), failure)
 
-    async def _ask(self, make: Make, budget_s: float) -> Answer:
+    async def _ask(self, hook: str, make: Make, budget_s: float) -> Answer:
         """Issue a call of the host's own and wait for its answer, a Failure included."""
-        return (await self._ask_all([make], budget_s))[0]
+        return (await self._ask_all(hook, [make], budget_s))[0]
 
-    async def _ask_all(self, makes: Sequence[Make], budget_s: float) -> list[Answer]:
+    async def _ask_all(self, hook: str, makes: Sequence[Make], budget_s: float) -> list[Answer]:
         """Issue calls in order and wait until each has its answer, a Failure included."""
         found: dict[int, Answer] = {}
         answered = trio.Event()
+        record = self.lines[hook].record
+        called_at = trio.current_time()
 
         def reply(index: int, answer: Answer) -> None:
             found[index] = answer
+            record.took(trio.current_time() - called_at)
+            record.count(answer)
             if len(found) == len(makes):
                 answered.set()
 
@@ -153,6 +170,8 @@ class PluginProxy:
         with trio.move_on_after(budget_s):
             await answered.wait()
         late = Failure(Outcome.TIMEOUT, f"{self.no}: no answer within {budget_s:.0f} s")
+        for _ in range(len(makes) - len(found)):
+            record.count(late)
         return [found.get(index, late) for index in range(len(makes))]
 
     def _need_continue(self, hook: str, answer: Answer) -> None:
