@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wkhost.kernel.inflight import Inflight
 
 CHANNELS_MAX = 16_384
 """Channels kept; beyond it the one used longest ago goes, unless messages refer to it."""
@@ -18,16 +14,14 @@ REASONS_MAX = 10_000
 class ChannelState:
     """One channel. `last_seq` is the newest message_seq given, `UNKNOWN_SEQ` until read.
 
-    `reasons` caches sender -> reason code under `acl_version`. `inflight` finds messages by
-    (from_uid, client_msg_no) until they are durable or refused. `pins` counts the messages that
-    refer to this object: while it is positive there is no second object for the channel.
+    `reasons` caches sender -> reason code under `acl_version`. `pins` counts the messages that refer
+    to this object: while it is positive there is no second object for the channel.
     """
 
     __slots__ = (
         "acl_version",
         "channel_id",
         "channel_type",
-        "inflight",
         "last_seq",
         "pins",
         "reasons",
@@ -39,7 +33,6 @@ class ChannelState:
         self.last_seq = UNKNOWN_SEQ
         self.acl_version = -1
         self.reasons: dict[str, int] = {}
-        self.inflight: dict[tuple[str, str], Inflight] = {}
         self.pins = 0
 
     def __repr__(self) -> str:

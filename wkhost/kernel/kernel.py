@@ -24,10 +24,12 @@ from wkhost.hooks.target import Answer
 from wkhost.kernel.channels import ChannelTable
 from wkhost.kernel.connect import Logins
 from wkhost.kernel.directory import Directory
+from wkhost.kernel.doors import Doors
 from wkhost.kernel.expiry import Expiry
 from wkhost.kernel.inflight import Inflight
 from wkhost.kernel.lookups import Lookups
 from wkhost.kernel.permission import Permissions
+from wkhost.kernel.replies import Replies
 from wkhost.kernel.send import SendPath
 from wkhost.kernel.sequence import Committer, Completion
 from wkhost.kernel.service import Service
@@ -68,28 +70,35 @@ class Kernel:
         ids = MessageIds(node_id, store.message_id_ceiling(), clock.wall_ns)
         self._lookups = Lookups(store, permissions, monotonic, clock.wall_ms)
         self._fanout = Fanout(outbox, self.presence, self.members, monotonic, self._delivered)
+        self._replies = Replies(outbox)
         self._send_path = SendPath(
             settings=settings,
             store=store,
             channels=self._channels,
             permissions=permissions,
             lookups=self._lookups,
-            ids=ids,
             presence=self.presence,
             fanout=self._fanout,
-            outbox=outbox,
+            replies=self._replies,
             clock=monotonic,
+        )
+        self._doors = Doors(
+            settings=settings,
+            channels=self._channels,
+            ids=ids,
+            path=self._send_path,
+            replies=self._replies,
         )
         self._dispatcher = Dispatcher(
             clock=monotonic,
             decided=self._send_path.decided,
             recheck=self._send_path.recheck,
-            turn_done=self._send_path.turn_done,
+            turn_done=self._replies.flush,
             budget_s=settings.plugin_timeout_s,
             max_payload_bytes=settings.max_payload_bytes,
             journal=Journal(settings.journal_messages),
         )
-        self._completion = Completion(self._send_path.complete, self._send_path.turn_done)
+        self._completion = Completion(self._send_path.complete, self._replies.flush)
         self._committer = Committer(
             store,
             self._channels,
@@ -133,7 +142,8 @@ class Kernel:
         self._expiry = Expiry(store, clock.wall_ms)
         self.service = Service(
             store=store,
-            send_path=self._send_path,
+            doors=self._doors,
+            replies=self._replies,
             directory=self._directory,
             healthy=self._problem,
             statistics=self.statistics,
@@ -172,7 +182,7 @@ class Kernel:
 
     def packets(self, batch: Sequence[tuple[int, Send | Recvack]]) -> None:
         sessions = self.presence.by_conn
-        admit = self._send_path.admit_client
+        admit = self._doors.client
         for conn_id, packet in batch:
             session = sessions.get(conn_id)
             if session is None:
@@ -181,7 +191,7 @@ class Kernel:
                 admit(session, packet)
             elif not packet.flags & _NO_PERSIST:
                 session.pending.pop(packet.message_id, None)
-        self._send_path.queue_acks()
+        self._replies.queue()
 
     def closed(self, conn_ids: Sequence[int]) -> None:
         for conn_id in conn_ids:
@@ -204,7 +214,7 @@ class Kernel:
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         self._dispatcher.answered(plugin_no, answers)
-        self._send_path.turn_done()
+        self._replies.flush()
 
     def chain_changed(self, chain: Chain) -> None:
         """Make a new snapshot hold for what is admitted from now on."""

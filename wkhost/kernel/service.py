@@ -17,9 +17,10 @@ from wkhost.addressing import canonical_id
 from wkhost.errors import StoreError, WkhostError
 from wkhost.hooks.journal import Journal
 from wkhost.kernel.directory import Directory
+from wkhost.kernel.doors import Doors
 from wkhost.kernel.explain import explain
 from wkhost.kernel.history import sync_messages
-from wkhost.kernel.send import SendPath
+from wkhost.kernel.replies import Replies
 from wkhost.link import contract as c
 from wkhost.store.store import Store
 from wkhost.types import Message
@@ -50,7 +51,8 @@ class Service:
         self,
         *,
         store: Store,
-        send_path: SendPath,
+        doors: Doors,
+        replies: Replies,
         directory: Directory,
         healthy: Callable[[], str],
         statistics: Callable[[], dict[str, Any]],
@@ -58,7 +60,8 @@ class Service:
         wall_s: Callable[[], float],
     ) -> None:
         self._store = store
-        self._send_path = send_path
+        self._doors = doors
+        self._replies = replies
         self._directory = directory
         self._healthy = healthy
         self._statistics = statistics
@@ -118,8 +121,8 @@ class Service:
         def answered(message_id: int, message_seq: int, reason_code: int, text: str) -> None:
             done(c.Sent(message_id, message_seq, client_msg_no, reason_code, text))
 
-        self._send_path.admit_request(request, door=door, done=answered, hop=hop)
-        self._send_path.queue_acks()
+        self._doors.request(request, door=door, done=answered, hop=hop)
+        self._replies.queue()
 
     async def send(self, request: c.SendMessage, *, door: str = "http", hop: int = 0) -> c.Sent:
         """Send through the whole chain and wait for the fate of the message.

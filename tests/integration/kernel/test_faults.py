@@ -50,7 +50,7 @@ async def test_message_ids_that_run_out_are_answered_15_and_come_back(
 ) -> None:
     async with running_kernel() as k:
         a = k.connect("a")
-        ids = k.kernel._send_path._ids
+        ids = k.kernel._doors._ids
         spent = True
 
         def needs_ceiling() -> bool:
@@ -68,7 +68,7 @@ async def test_message_ids_that_run_out_are_answered_15_and_come_back(
                     raise StoreBusyError("used up")
                 return plain()
 
-        monkeypatch.setattr(k.kernel._send_path, "_ids", Spent())
+        monkeypatch.setattr(k.kernel._doors, "_ids", Spent())
         monkeypatch.setattr(type(ids), "needs_ceiling", lambda self: needs_ceiling())
         refused = await k.ack(a, k.send(a, "b"))
         assert (refused.reason_code, refused.message_id) == (ReasonCode.SYSTEM_ERROR, 0)
