@@ -35,6 +35,7 @@ from wkhost.link.contract import SendMessage, Sent
 from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir
 from wkhost.link.server import LinkServer
 from wkhost.node_settings import (
+    egress_private,
     gateway_settings,
     kernel_settings,
     store_options,
@@ -44,6 +45,7 @@ from wkhost.plugin_host.desk import Desk
 from wkhost.plugin_host.host import PluginHost
 from wkhost.plugin_host.host_api import OnlineDevice
 from wkhost.plugin_host.process import descends_from
+from wkhost.plugin_host.secret_store import SecretKey
 from wkhost.store.store import Store, open_store
 from wkhost.types import Message
 
@@ -144,6 +146,8 @@ class Node:
             chain_changed=kernel.chain_changed,
             max_payload_bytes=settings.limits.payload_bytes,
             host_version=__version__,
+            secret_key=SecretKey(settings.plugin.secret_key_file, settings.root_dir),
+            egress_private=egress_private(settings),
             call_counts=kernel.call_counts,
         )
 

@@ -6,9 +6,22 @@ from wkhost import log
 from wkhost.api.worker_settings import WorkerSettings
 from wkhost.config import Settings
 from wkhost.config.values import Address
+from wkhost.errors import ConfigError
 from wkhost.gateway.settings import GatewaySettings
 from wkhost.kernel.settings import KernelSettings
+from wkhost.plugin_host.egress_rules import EgressRefusedError, PrivateTarget, parse_private
 from wkhost.store.options import StoreOptions
+
+
+def egress_private(settings: Settings) -> tuple[PrivateTarget, ...]:
+    """Return the addresses that the operator opens to plugins. Raises ConfigError."""
+    found = []
+    for text in settings.plugin.egress_private or ():
+        try:
+            found.append(parse_private(text))
+        except EgressRefusedError as error:
+            raise ConfigError(f"plugin.egressPrivate: {error}") from error
+    return tuple(found)
 
 
 def gateway_settings(settings: Settings) -> GatewaySettings:

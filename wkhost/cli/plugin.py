@@ -11,6 +11,10 @@ import click
 
 from plugin_sdk.template import render
 from wkhost.cli import plugin_offline, plugin_views
+from wkhost.cli.plugin_access import audited, catalog
+from wkhost.cli.plugin_audit import audit
+from wkhost.cli.plugin_config import config
+from wkhost.cli.plugin_secret import secret
 from wkhost.cli.session import CommandError, Session, expected, json_option, pass_session
 from wkhost.config import Settings
 from wkhost.link.client_sync import connect_operator
@@ -27,7 +31,6 @@ from wkhost.link.contract import (
     PluginStatus,
 )
 from wkhost.link.errors import NoServerError
-from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.package import builtin_folder, builtin_names, resolve_source
 
 FOLLOW_INTERVAL_S = 0.5
@@ -37,13 +40,17 @@ FOLLOW_INTERVAL_S = 0.5
 def plugin() -> None:
     """Write, install and manage plugins.
 
-    install, list, info, enable, disable, uninstall and order also work while the server is
-    stopped; they then act on its data directory.
+    install, list, info, enable, disable, uninstall, order, config, secret and audit also work
+    while the server is stopped; they then act on its data directory.
     """
 
 
+for _command in (audit, config, secret):
+    plugin.add_command(_command)
+
+
 def _offline(settings: Settings) -> plugin_offline.OfflinePlugins:
-    return plugin_offline.OfflinePlugins(Catalog(settings.plugin_path))
+    return plugin_offline.OfflinePlugins(catalog(settings))
 
 
 def _show(session: Session, status: PluginStatus, what: str, as_json: bool) -> None:
@@ -101,11 +108,13 @@ def install(
         # The server may run in another folder, so it gets paths that mean the same there.
         source = each if builtin_folder(each) is not None else str(resolve_source(each))
         with session.err.status(f"installing {each} ..."):
+            request = InstallPlugin(source, enable=not disabled)
+            act = partial(_offline(settings).install, source, not disabled)
             status = session.ask_or(
                 settings.data_path,
-                InstallPlugin(source, enable=not disabled),
+                request,
                 PluginStatus,
-                partial(_offline(settings).install, source, not disabled),
+                partial(audited, settings, request, act),
             )
         _show(session, status, "installed", as_json)
 
@@ -164,11 +173,10 @@ def disable(session: Session, no: str, as_json: bool) -> None:
 def _switch(session: Session, no: str, enabled: bool, as_json: bool) -> None:
     settings = session.settings()
     action = "enable" if enabled else "disable"
+    request = PluginAction(no, action)
+    act = partial(_offline(settings).set_enabled, no, enabled)
     status = session.ask_or(
-        settings.data_path,
-        PluginAction(no, action),
-        PluginStatus,
-        lambda: _offline(settings).set_enabled(no, enabled),
+        settings.data_path, request, PluginStatus, partial(audited, settings, request, act)
     )
     _show(session, status, f"{action}d", as_json)
 
@@ -199,11 +207,10 @@ def reload(session: Session, no: str, as_json: bool) -> None:
 def uninstall(session: Session, no: str, as_json: bool) -> None:
     """Remove a plugin."""
     settings = session.settings()
+    request = PluginAction(no, "uninstall")
+    act = partial(_offline(settings).uninstall, no)
     session.ask_or(
-        settings.data_path,
-        PluginAction(no, "uninstall"),
-        PluginStatus,
-        lambda: _offline(settings).uninstall(no),
+        settings.data_path, request, PluginStatus, partial(audited, settings, request, act)
     )
     if as_json:
         session.json({"no": no, "uninstalled": True})

@@ -161,6 +161,20 @@ class Plugin:
         STRINGS,
         "Start with exactly these plugins; empty starts those enabled in the data directory.",
     )
+    secret_key_file: Path | None = setting(
+        "plugin.secretKeyFile",
+        None,
+        PATH,
+        "Key that seals plugins' secrets, outside rootDir, mode 0600; empty means the credential "
+        "wkhost-secrets of the service manager, if there is one.",
+    )
+    egress_private: tuple[str, ...] | None = setting(
+        "plugin.egressPrivate",
+        None,
+        STRINGS,
+        "Addresses that are not public but that plugins may reach where their manifest lists a "
+        "host there: `10.0.0.5:8443`, `10.0.0.0/24`, `[fd00::5]:443`.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

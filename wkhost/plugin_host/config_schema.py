@@ -111,8 +111,8 @@ def merge_config(
         if name not in defaults and name not in schema:
             known = ", ".join(sorted({*defaults, *schema})) or "none"
             errors.append(f"{name}: unknown setting, expected one of: {known}")
-        elif name not in schema and not _is_a(value, _kind_of(defaults[name])):
-            errors.append(f"{name}: expected a value of type {_kind_of(defaults[name])}")
+        elif name not in schema and not _is_a(value, kind_of(defaults[name])):
+            errors.append(f"{name}: expected a value of type {kind_of(defaults[name])}")
     if errors:
         raise PluginError("config: " + "\n".join(errors))
     return {**defaults, **overrides}
@@ -124,7 +124,8 @@ def _is_a(value: Any, kind: str) -> bool:
     return isinstance(value, _TYPES[kind]) and not isinstance(value, bool)
 
 
-def _kind_of(default: Any) -> str:
+def kind_of(default: Any) -> str:
+    """Return the type that a default stands for; a whole number stands for any number."""
     if isinstance(default, bool):
         return "flag"
     for kind, types in _TYPES.items():

@@ -5,16 +5,16 @@ to the audit log with who asked for it, whether it was done or not.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
 
 from wkhost.errors import PluginError
 from wkhost.link import contract as c
-from wkhost.plugin_host.audit import AuditLog, Event, verify
+from wkhost.plugin_host.audit import Event
+from wkhost.plugin_host.audit_events import describe, read_audit
 from wkhost.plugin_host.host import PluginHost
-
-MAX_AUDIT_RECORDS = 10_000
 
 
 class Desk:
@@ -31,12 +31,17 @@ class Desk:
             c.GetPluginLogs: self._logs,
             c.GetPluginOrder: self._order,
             c.GetPluginAudit: self._audit,
+            c.GetPluginConfig: host.tuning.config,
+            c.GetPluginSecrets: host.tuning.secrets,
+            c.SetPluginSecret: host.tuning.set_secret,
         }
 
     async def handle(self, request: c.PluginRequest, actor: c.Actor) -> c.Response:
         """Answer one request. Raises PluginError."""
         described = describe(request)
-        handler = self._handlers[type(request)]
+        handler = self._handlers.get(type(request))
+        if handler is None:
+            handler = partial(self._host.tuning.configure, by=actor.uid)
         if described is None:
             return await handler(request)
         action, plugin, details = described
@@ -78,32 +83,3 @@ class Desk:
 
     async def _audit(self, request: c.GetPluginAudit) -> c.PluginAudit:
         return await trio.to_thread.run_sync(read_audit, self._auditor.log, request)
-
-
-def describe(request: c.PluginRequest) -> tuple[str, str, dict[str, Any]] | None:
-    """Return action, plugin and details of a change as the audit log tells it, None for questions.
-
-    Values of settings and of secrets are not told, only which were changed.
-    """
-    match request:
-        case c.InstallPlugin():
-            return "install", "", {"source": request.source, "enable": request.enable}
-        case c.PluginAction():
-            return request.action[:40], request.no[:64], {}
-        case c.SetPluginConfig():
-            names = {"set": sorted(request.values), "unset": sorted(request.unset)}
-            extra = {"restore": request.restore} if request.restore else {}
-            return "configure", request.no[:64], {**names, **extra, "reload": request.reload}
-        case c.SetPluginSecret():
-            what = "removed" if request.value is None else "changed"
-            return "secret", request.no[:64], {"key": request.key[:64], "value": what}
-    return None
-
-
-def read_audit(log: AuditLog, request: c.GetPluginAudit) -> c.PluginAudit:
-    """Answer from the log's files. Blocks."""
-    if request.verify:
-        found = verify(log.folder)
-        return c.PluginAudit([], found.records, found.last_seq, found.last_hash, found.problem)
-    records = log.read(min(max(request.limit, 0), MAX_AUDIT_RECORDS))
-    return c.PluginAudit(records, len(records))

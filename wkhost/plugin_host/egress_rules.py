@@ -64,6 +64,10 @@ _RESERVED_NETWORKS = [(ip_network(text), name) for text, name in _RESERVED]
 """Source: the IANA special-purpose address registries for IPv4 and IPv6."""
 
 
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+"""All that IANA has given out of IPv6 for addressing hosts."""
+
+
 class EgressRefusedError(Exception):
     """A host, a target or an address is not allowed; the text says why."""
 
@@ -186,6 +190,8 @@ def refusal(address: Address, own: Iterable[Address]) -> str:
             return name
     if address in own:
         return "an address of this machine"
+    if address.version == 6 and address not in _GLOBAL_UNICAST:
+        return "reserved"
     # What the registries add after this was written.
     return "" if address.is_global and not address.is_multicast else "not public"
 

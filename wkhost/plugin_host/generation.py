@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,9 @@ import trio
 from wkhost.errors import PluginError
 from wkhost.hooks.target import Answers
 from wkhost.plugin_host import calls
+from wkhost.plugin_host.auditor import Auditor
+from wkhost.plugin_host.egress import EgressProxy
+from wkhost.plugin_host.egress_rules import EgressRules, PrivateTarget
 from wkhost.plugin_host.grpc import (
     BidiMethod,
     GrpcConnection,
@@ -38,6 +41,7 @@ from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, Process
 from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
 
 CONNECT = "/wkhost.plugin.v1.Hooks/Connect"
+EGRESS_SOCKET = "e"
 START_TIMEOUT_S = 20.0
 """From launch to the first credit; importing what a plugin needs is its longest part."""
 STOP_BUDGET_S = 5.0
@@ -62,13 +66,22 @@ class Surroundings(msgspec.Struct, frozen=True):
     lineage: Lineage
     schedule: Callable[[Session], None]
     host_api: HostApi
+    auditor: Auditor
+    open_secrets: Callable[[str, list[str]], dict[str, str]]
+    """Number and names -> those values that are set. Blocks. Raises PluginError."""
+    egress_private: tuple[PrivateTarget, ...] = ()
 
 
 class Generation:
     """See the module. `ended` is set when the session is over, `gone` when all is reaped."""
 
     def __init__(
-        self, spec: LaunchSpec, identity: Identity, around: Surroundings, ring: LogRing
+        self,
+        spec: LaunchSpec,
+        identity: Identity,
+        around: Surroundings,
+        ring: LogRing,
+        secret_values: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self.number = spec.generation
@@ -78,6 +91,8 @@ class Generation:
         self.gone = trio.Event()
         self._around = around
         self._ring = ring
+        self.egress: EgressProxy | None = None
+        """Its way out, where the manifest lists hosts."""
         self._exited = trio.Event()
         self._exit = ""
         self._stopping = False
@@ -90,6 +105,7 @@ class Generation:
             around.lineage,
             schedule=lambda: around.schedule(self.session),
             ended=lambda reason: self.ended.set(),
+            secrets=secret_values,
         )
 
     def __repr__(self) -> str:
@@ -153,6 +169,9 @@ class Generation:
                 self._start_reader(nursery, stream, descriptor)
                 for stream, descriptor in process.outputs.items()
             ]
+            self.egress = self._make_egress(process)
+            if self.egress is not None:
+                await nursery.start(self.egress.run)
             nursery.start_soon(self._serve, process)
             with trio.move_on_after(START_TIMEOUT_S):
                 await session.granted.wait()
@@ -229,6 +248,17 @@ class Generation:
         else:
             self.session.break_off(f"the connection broke the protocol ({error})")
 
+    def _make_egress(self, process: Process) -> EgressProxy | None:
+        allowed = self.spec.manifest.capabilities.egress
+        if not allowed:
+            return None
+        return EgressProxy(
+            self.spec.runtime_dir / EGRESS_SOCKET,
+            EgressRules(allowed, self._around.egress_private),
+            may_connect=process.owns,
+            denied=partial(self._around.auditor.deny, self._no, "egress_denied"),
+        )
+
     def _methods(self) -> Methods:
         limit = MAX_BATCH_BYTES + self.session.identity.max_payload_bytes
         stream = BidiMethod(lambda: self.session, limit)
@@ -238,6 +268,7 @@ class Generation:
         if process.owns(cred.pid):
             return True
         log.warning("plugin_impostor_refused", plugin=self._no, pid=cred.pid, uid=cred.uid)
+        self._around.auditor.deny(self._no, "impostor", f"uid {cred.uid}, process {cred.pid}")
         self._tell(f"refused a connection from process {cred.pid}, which is not the plugin's")
         return False
 
@@ -250,6 +281,8 @@ class Generation:
             "data_dir": str(places.data_dir),
             "main": self.spec.manifest.main,
         }
+        if self.egress is not None:
+            line["egress"] = str(places.runtime_dir / EGRESS_SOCKET)
         return msgspec.json.encode(line) + b"\n"
 
     def _tell(self, text: str) -> None:

@@ -6,6 +6,7 @@ The token is compared in constant time, and by the session once only.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 
 import msgspec
 
@@ -49,7 +50,7 @@ def refusal(hello: plugin_pb2.Hello, manifest: Manifest) -> str:
     return f"hooks: not in the manifest: {extra}; not in the code: {missing}"
 
 
-def welcome_frame(identity: Identity) -> bytes:
+def welcome_frame(identity: Identity, *, secrets_follow: bool) -> bytes:
     """Return the `HostFrame` that answers a right Hello."""
     welcome = plugin_pb2.Welcome(
         protocol=PROTOCOL,
@@ -60,5 +61,15 @@ def welcome_frame(identity: Identity) -> bytes:
         config_number=identity.config_number,
         host_version=identity.host_version,
         max_payload_bytes=identity.max_payload_bytes,
+        secrets_follow=secrets_follow,
     )
     return plugin_pb2.HostFrame(welcome=welcome).SerializeToString()
+
+
+def secrets_frame(values: Mapping[str, str]) -> bytes:
+    """Return the `HostFrame` that carries all secrets of a plugin."""
+    frame = plugin_pb2.HostFrame()
+    frame.secrets.SetInParent()
+    for name, value in values.items():
+        frame.secrets.secrets.add(name=name, value=value)
+    return frame.SerializeToString()

@@ -22,13 +22,13 @@ import trio
 from wkhost.errors import PluginError
 from wkhost.hooks.chain import Chain
 from wkhost.hooks.target import Answers
-from wkhost.hooks.verdict import Continue, Failure, Refuse
 from wkhost.link import contract
 from wkhost.plugin_host import status
 from wkhost.plugin_host.audit import AUDIT_FOLDER, AuditLog
 from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.config_schema import merge_config
+from wkhost.plugin_host.egress_rules import PrivateTarget
 from wkhost.plugin_host.flusher import Flusher
 from wkhost.plugin_host.generation import Surroundings
 from wkhost.plugin_host.host_api import HostApi, HostServices
@@ -44,13 +44,14 @@ from wkhost.plugin_host.process import Launcher
 from wkhost.plugin_host.registry import Entry
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
+from wkhost.plugin_host.secret_store import SecretKey
 from wkhost.plugin_host.supervisor import DRAIN_S, Plan, Server, Supervisor
+from wkhost.plugin_host.tuning import Tuning
 from wkhost.store import mutations
 from wkhost.store.store import Store
 
 PINNED_S = 1.0
 """How long messages admitted under the old chain may still reach a plugin that left it."""
-CONFIG_BUDGET_S = 5.0
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -73,12 +74,14 @@ class PluginHost:
         call_counts: Callable[[str], dict[str, dict[str, int]]] = lambda no: {},
         launcher: Launcher | None = None,
         auditor: Auditor | None = None,
+        secret_key: SecretKey | None = None,
+        egress_private: tuple[PrivateTarget, ...] = (),
     ) -> None:
         """`runtime_dir` is short (sockets live below it) and belongs to this host alone.
 
         `call_counts` tells hook -> outcome -> count of a plugin, for its status.
         """
-        self.catalog = Catalog(plugins_dir)
+        self.catalog = Catalog(plugins_dir, secret_key)
         self.auditor = auditor or Auditor(AuditLog(plugins_dir / AUDIT_FOLDER))
         self._store = store
         self._answers = answers
@@ -87,7 +90,7 @@ class PluginHost:
         self._call_counts = call_counts
         self._server = Server(max_payload_bytes, host_version)
         self._lineage = Lineage(trio.current_time)
-        self._api = HostApi(store, services, self._lineage)
+        self._api = HostApi(store, services, self._lineage, self.auditor.deny)
         self._flusher = Flusher()
         self._around = Surroundings(
             runtime_dir=runtime_dir,
@@ -96,12 +99,16 @@ class PluginHost:
             lineage=self._lineage,
             schedule=self._flusher.schedule,
             host_api=self._api.methods,
+            auditor=self.auditor,
+            open_secrets=self.catalog.secrets.open,
+            egress_private=egress_private,
         )
         self._active: dict[str, Supervisor] = {}
         self._broken: dict[str, str] = {}
         self._rings: dict[str, LogRing] = {}
         self._observation = Observation(store, services)
         self._changing = trio.Lock()
+        self.tuning = Tuning(self.catalog, self._running, self._changing)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -229,28 +236,6 @@ class PluginHost:
                 self._store.write(mutations.delete_cursor(cursor_name(no, hook)))
             return status.resting(msgspec.structs.replace(entry, enabled=False), "")
 
-    async def configure(self, no: str, overrides: dict[str, Any]) -> contract.PluginStatus:
-        """Replace the operator's settings: check them, ask the plugin, persist, then use them.
-
-        The plugin may veto; a veto, a crash and silence all leave the old settings.
-        """
-        entry = await self._in_thread(self.catalog.registry.get, no)
-        package = await self._in_thread(partial(self.catalog.load, entry, verify=False))
-        config = _merged(package, overrides)
-        number = entry.config_number + 1
-        active = self._active.get(no)
-        session = None
-        if active is not None and active.proxy.ready:
-            session = active.proxy.session
-            await self._propose(active, config, number)
-        change = partial(self.catalog.registry.change, no, config=overrides, config_number=number)
-        await self._in_thread(change)
-        if active is not None:
-            active.plan = Plan(package, config, number)
-            if session is not None:
-                session.config_number = number
-        return self.info(no)
-
     # --- questions ------------------------------------------------------------------------------
 
     def list(self) -> contract.PluginList:
@@ -367,17 +352,6 @@ class PluginHost:
             self._new_chain()
             await self._observe(no)
 
-    async def _propose(self, supervisor: Supervisor, config: dict[str, Any], number: int) -> None:
-        answer = await supervisor.proxy.config_update(
-            msgspec.json.encode(config), number, CONFIG_BUDGET_S
-        )
-        if isinstance(answer, Continue):
-            return
-        if isinstance(answer, Refuse):
-            raise PluginError(f"{supervisor.no}: refuses the configuration: {answer.text}")
-        detail = answer.detail if isinstance(answer, Failure) else type(answer).__name__
-        raise PluginError(f"{supervisor.no}: did not accept the configuration: {detail}")
-
     def _new_chain(self) -> None:
         chain = build_chain(self._chain_number + 1, self._manifests(), self._proxy)
         self._chain_number += 1
@@ -385,6 +359,9 @@ class PluginHost:
 
     def _manifests(self) -> dict[str, Manifest]:
         return {no: active.manifest for no, active in self._active.items()}
+
+    def _running(self, no: str) -> Supervisor | None:
+        return self._active.get(no)
 
     def _proxy(self, no: str) -> Any:
         return self._active[no].proxy

@@ -64,8 +64,16 @@ class HostServices(Protocol):
 class HostApi:
     """The methods of `HostApi`, for any number of generations."""
 
-    def __init__(self, store: Store, services: HostServices, lineage: Lineage) -> None:
+    def __init__(
+        self,
+        store: Store,
+        services: HostServices,
+        lineage: Lineage,
+        denied: Callable[[str, str, str], None],
+    ) -> None:
+        """`denied(no, action, what)` is told of every call that lacks a grant."""
         self._store = store
+        self._denied = denied
         self._services = services
         self._lineage = lineage
         self._values: dict[str, KeyValues] = {}
@@ -97,9 +105,36 @@ class HostApi:
             ("KvScan", host_pb2.KvScanRequest, calls.kv_scan, _SMALL_BYTES),
         ]
         return {
-            SERVICE + name: UnaryMethod(_serve(session, request, method), limit)
+            SERVICE + name: UnaryMethod(self._serve(session, request, method), limit)
             for name, request, method, limit in table
         }
+
+    def _serve(
+        self,
+        session: Session,
+        request_type: type[Any],
+        method: Callable[[Any], Awaitable[WireMessage]],
+    ) -> Callable[[bytes, CallInfo], Awaitable[bytes]]:
+        async def serve(data: bytes, call: CallInfo) -> bytes:
+            if not session.welcomed:
+                raise GrpcError(StatusCode.FAILED_PRECONDITION, "expected Hooks.Connect first")
+            if session.failure:
+                raise GrpcError(StatusCode.UNAVAILABLE, "this generation is over")
+            try:
+                request = request_type.FromString(data)
+            except DecodeError as error:
+                raise GrpcError(StatusCode.INVALID_ARGUMENT, "request: not decodable") from error
+            try:
+                return (await method(request)).SerializeToString()
+            except StoreError as error:
+                text = f"the store cannot answer: {error}"
+                raise GrpcError(StatusCode.UNAVAILABLE, text) from error
+            except GrpcError as error:
+                if error.code == StatusCode.PERMISSION_DENIED:
+                    self._denied(session.no, "grant_denied", error.message)
+                raise
+
+        return serve
 
     @property
     def store(self) -> Store:
@@ -149,26 +184,6 @@ class SendRate:
             return False
         self._tokens -= 1
         return True
-
-
-def _serve(
-    session: Session, request_type: type[Any], method: Callable[[Any], Awaitable[WireMessage]]
-) -> Callable[[bytes, CallInfo], Awaitable[bytes]]:
-    async def serve(data: bytes, call: CallInfo) -> bytes:
-        if not session.welcomed:
-            raise GrpcError(StatusCode.FAILED_PRECONDITION, "expected Hooks.Connect first")
-        if session.failure:
-            raise GrpcError(StatusCode.UNAVAILABLE, "this generation is over")
-        try:
-            request = request_type.FromString(data)
-        except DecodeError as error:
-            raise GrpcError(StatusCode.INVALID_ARGUMENT, "request: not decodable") from error
-        try:
-            return (await method(request)).SerializeToString()
-        except StoreError as error:
-            raise GrpcError(StatusCode.UNAVAILABLE, f"the store cannot answer: {error}") from error
-
-    return serve
 
 
 class _Calls:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from wkhost.errors import PluginError
+from wkhost.link.contract import ConfigVersion
 
 REGISTRY_FORMAT = 1
 
@@ -33,6 +34,8 @@ class Entry(msgspec.Struct, frozen=True):
     config_number: int = 1
     generation: int = 0
     """Number of the last process ever started."""
+    history: tuple[ConfigVersion, ...] = ()
+    """Configurations, oldest first; empty until the first change."""
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -80,10 +83,14 @@ class Registry:
 
     def change(self, no: str, **fields: Any) -> Entry:
         """Replace `fields` of an entry and return it. Raises PluginError when not installed."""
+        return self.update(no, lambda entry: msgspec.structs.replace(entry, **fields))
+
+    def update(self, no: str, change: Callable[[Entry], Entry]) -> Entry:
+        """Replace an entry by what `change` makes of it. Raises PluginError when not installed."""
         with self._changing() as entries:
             if no not in entries:
                 raise PluginError(f"{no}: not installed")
-            entries[no] = msgspec.structs.replace(entries[no], **fields)
+            entries[no] = change(entries[no])
             return entries[no]
 
     def remove(self, no: str) -> Entry:

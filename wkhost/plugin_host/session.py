@@ -12,7 +12,7 @@ gone, rule broken), it answers every call once, or hands them over in a planned 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -50,8 +50,12 @@ class Session:
         lineage: Lineage,
         schedule: Callable[[], None],
         ended: Callable[[str], None],
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
-        """`schedule` asks for one call of `flush` before the loop waits again."""
+        """`schedule` asks for one call of `flush` before the loop waits again.
+
+        `secrets` is None for a plugin that declares none; they are sent once and not kept.
+        """
         self.identity = identity
         self.no = identity.manifest.no
         self.config_number = identity.config_number
@@ -70,6 +74,7 @@ class Session:
         self.batches = 0
         self.sent_calls = 0
         self._token: bytes | None = token
+        self._secrets = secrets
         self._answers = answers
         self._lineage = lineage
         self._schedule = schedule
@@ -226,7 +231,16 @@ class Session:
             self.end(refusal)
             return
         self.welcomed = True
-        self._stream.send(handshake.welcome_frame(self.identity))
+        secrets, self._secrets = self._secrets, None
+        frame = handshake.welcome_frame(self.identity, secrets_follow=secrets is not None)
+        self._stream.send(frame)
+        if secrets is not None:
+            self.send_secrets(secrets)
+
+    def send_secrets(self, values: Mapping[str, str]) -> None:
+        """Let the plugin use these from its next call on."""
+        if self._stream is not None and self.welcomed:
+            self._stream.send(handshake.secrets_frame(values))
 
     def _take_credit(self, credit: plugin_pb2.Credit) -> None:
         calls, size = credit.calls, credit.bytes

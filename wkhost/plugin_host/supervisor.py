@@ -20,10 +20,12 @@ import trio
 
 from wkhost.errors import PluginError
 from wkhost.hooks.target import Answers
+from wkhost.hooks.verdict import Continue, Failure, Refuse
+from wkhost.plugin_host.config_schema import secret_names
 from wkhost.plugin_host.generation import Generation, Surroundings
 from wkhost.plugin_host.handshake import Identity
 from wkhost.plugin_host.manifest import Manifest
-from wkhost.plugin_host.output import LogRing
+from wkhost.plugin_host.output import LogRing, escape
 from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.process import LaunchSpec
 from wkhost.plugin_host.proxy import PluginProxy
@@ -36,6 +38,13 @@ HEALTHY_S = 10.0
 """A generation that lived so long forgives the failures before it."""
 
 log = structlog.get_logger(__name__)
+
+
+Persist = Callable[[], Awaitable[None]]
+
+
+class PluginVetoError(PluginError):
+    """The plugin said no to a configuration."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -89,6 +98,7 @@ class Supervisor:
         self._all_starts = 0
         self._starting: Generation | None = None
         self._stop_reason = ""
+        self._last_config = 0
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
@@ -140,6 +150,51 @@ class Supervisor:
                     self.state = before
                 raise
             self.plan = plan
+
+    async def configure(self, plan: Plan, budget_s: float, persist: Persist) -> None:
+        """Use other settings: ask the plugin, `persist` them, then name them in its next batch.
+
+        No generation starts meanwhile, so none can be made of what is being replaced. Raises
+        PluginError when the plugin refuses, fails or is silent; then nothing has changed. A process
+        that is not there is not asked: the next one is made of the new settings.
+        """
+        async with self._lock:
+            session = self.proxy.session if self.proxy.ready else None
+            if session is not None:
+                await self._propose(plan, budget_s)
+            await persist()
+            self.plan = plan
+            if session is not None:
+                session.config_number = plan.config_number
+
+    async def _propose(self, plan: Plan, budget_s: float) -> None:
+        answer = await self.proxy.config_update(plan.config_json, plan.config_number, budget_s)
+        if isinstance(answer, Continue):
+            return
+        if isinstance(answer, Refuse):
+            raise PluginVetoError(f"{self.no}: refuses the configuration: {escape(answer.text)}")
+        detail = answer.detail if isinstance(answer, Failure) else type(answer).__name__
+        raise PluginError(f"{self.no}: did not accept the configuration: {detail}")
+
+    def number_config(self, stored: int) -> int:
+        """Return the number of a new configuration. None is given twice to one process, because a
+        late answer to a refused one must not be taken for the answer to another."""
+        self._last_config = max(self._last_config, stored) + 1
+        return self._last_config
+
+    async def renew_secrets(self) -> None:
+        """Send what the store of secrets holds now to the process that runs, if one does."""
+        async with self._lock:
+            session = self.proxy.session
+            values = await self._open_secrets(self.manifest)
+            if session is not None and values is not None:
+                session.send_secrets(values)
+
+    async def _open_secrets(self, manifest: Manifest) -> dict[str, str] | None:
+        names = secret_names(manifest.schema)
+        if not names:
+            return None
+        return await trio.to_thread.run_sync(self._around.open_secrets, manifest.no, names)
 
     async def wait_idle(self) -> None:
         """Return when no call is open at the current generation."""
@@ -209,7 +264,9 @@ class Supervisor:
         """Start a generation and make it current. Raises PluginError."""
         assert self._nursery is not None
         number = await self._next_generation()
-        generation = self._starting = self._make(plan, number)
+        secrets = await self._open_secrets(plan.package.manifest)
+        generation = self._starting = self._make(plan, number, secrets)
+        del secrets
         try:
             await self._nursery.start(generation.run)
         finally:
@@ -227,7 +284,7 @@ class Supervisor:
             self._nursery.start_soon(self._drain, old)
         self._wake.set()
 
-    def _make(self, plan: Plan, number: int) -> Generation:
+    def _make(self, plan: Plan, number: int, secrets: dict[str, str] | None) -> Generation:
         manifest = plan.package.manifest
         spec = LaunchSpec(
             manifest=manifest,
@@ -245,7 +302,7 @@ class Supervisor:
             max_payload_bytes=self._server.max_payload_bytes,
             host_version=self._server.host_version,
         )
-        return Generation(spec, identity, self._around, self.ring)
+        return Generation(spec, identity, self._around, self.ring, secrets)
 
     async def _tell_end(self, generation: Generation) -> None:
         await generation.ended.wait()

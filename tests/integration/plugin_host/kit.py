@@ -13,7 +13,15 @@ import trio
 
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain
 from wkhost.hooks.target import Answer, SendCall, SendOrigin, Target
-from wkhost.link.contract import GetPluginLogs, InstallPlugin, PluginStatus, SendMessage, Sent
+from wkhost.link.contract import (
+    GetPluginLogs,
+    InstallPlugin,
+    PluginConfig,
+    PluginStatus,
+    SendMessage,
+    Sent,
+    SetPluginConfig,
+)
 from wkhost.plugin_host.host import PluginHost
 from wkhost.plugin_host.host_api import OnlineDevice
 from wkhost.plugin_host.proxy import PluginProxy
@@ -99,7 +107,7 @@ class Services:
 class Running:
     """A running host with everything around it."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: Store, **options: Any) -> None:
         self.folder = folder
         self.store = store
         self.recorder = Recorder()
@@ -115,6 +123,7 @@ class Running:
             chain_changed=self._chain_changed,
             max_payload_bytes=MAX_PAYLOAD_BYTES,
             host_version="test",
+            **options,
         )
 
     def _chain_changed(self, chain: Chain) -> None:
@@ -137,6 +146,9 @@ class Running:
     async def install(self, source: str, *, enable: bool = True) -> PluginStatus:
         return await self.host.install(InstallPlugin(source, enable))
 
+    async def configure(self, no: str, **values: Any) -> PluginConfig:
+        return await self.host.tuning.configure(SetPluginConfig(no, values), by=os.geteuid())
+
     def logs(self, no: str) -> list[str]:
         return self.host.logs(GetPluginLogs(no, limit=2000)).lines
 
@@ -149,11 +161,14 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Running]:
-    """Run a host below `folder`; on leaving it is stopped as the server stops it."""
+async def running(folder: Path, **options: Any) -> AsyncIterator[Running]:
+    """Run a host below `folder`; on leaving it is stopped as the server stops it.
+
+    `options` go to the PluginHost.
+    """
     store = await open_store(None)
     async with trio.open_nursery() as nursery:
-        it = Running(folder, store)
+        it = Running(folder, store, **options)
         await nursery.start(it.host.run)
         yield it
         with trio.move_on_after(8):
