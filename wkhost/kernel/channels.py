@@ -14,8 +14,8 @@ REASONS_MAX = 10_000
 class ChannelState:
     """One channel. `last_seq` is the newest message_seq given, `UNKNOWN_SEQ` until read.
 
-    `reasons` caches sender -> reason code under `acl_version`. `pins` counts the messages that refer
-    to this object: while it is positive there is no second object for the channel.
+    `reasons` caches sender -> reason code under `acl_version`. `pins` counts the messages that
+    refer to this object: while it is positive there is no second object for the channel.
     """
 
     __slots__ = (
