@@ -280,4 +280,5 @@ class Completion:
             while queue and work < COMPLETION_SLICE:
                 work += 1 + complete(queue.popleft())
             self._slice_done()
-            await trio.lowlevel.checkpoint()
+            if queue:
+                await trio.lowlevel.checkpoint()
