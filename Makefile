@@ -4,7 +4,7 @@
 #   make test     format check, lint, types, tests
 #   make fmt      format the code and mend what the linter can
 #   make stubs    generate the gRPC stubs from proto/ again
-#   make docs     write docs/configuration.md again
+#   make docs     write docs/configuration.md and docs/metrics.md again
 #   make chaos    the long runs: kills, full disks, hostile peers
 #   make clean    remove all that make made, but no data
 
@@ -41,6 +41,8 @@ stubs: $(TEST_STAMP)
 docs: $(RUN_STAMP)
 	$(BIN)/python -c 'from wkhost.config.page import render; print(render(), end="")' \
 		> docs/configuration.md
+	$(BIN)/python -c 'from wkhost.metrics.page import render; print(render(), end="")' \
+		> docs/metrics.md
 
 # Counts of the long runs; docs/testing.md says what they count.
 chaos: export CHAOS_KILLS ?= 50
