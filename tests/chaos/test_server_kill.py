@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import trio
 
 from tests.kit.load import GROUP, GROUP_ID, Load, Party, check_history
-from tests.kit.plugins import notes, wait_notes, write_plugin
+from tests.kit.plugins import info, notes, wait_notes, write_plugin
 from tests.kit.server import ServerProcess
 from tests.kit.until import until
 from wkhost.protocol.packets import Sendack
@@ -29,6 +30,9 @@ LONGEST_BEFORE_KILL = 250
 """SENDACKs between a start and the kill, at most."""
 LONGEST_AFTER_ACK_S = 0.02
 """So that kills come at any moment of a batch's way, not just when its SENDACKs are read."""
+SHARE_KILLED_WHILE_STARTING = 0.3
+START_S = 1.5
+"""What a start takes, roughly."""
 RESENDS = 100
 ROUND_LIMIT_S = 60
 
@@ -61,6 +65,7 @@ async def test_what_was_acked_survives_every_kill_exactly_once(tmp_path: Path) -
                     children = psutil.Process(server.pid).children(recursive=True)
                     server.kill()
                 await _gone(children)
+                await _perhaps_killed_while_starting(server, chance)
                 began = time.monotonic()
                 await server.start()
                 starts.append(time.monotonic() - began)
@@ -78,6 +83,30 @@ async def test_what_was_acked_survives_every_kill_exactly_once(tmp_path: Path) -
         f"\n{KILLS} kills, {len(load.acked)} messages acked, "
         f"slowest restart {max(starts, default=0):.2f} s"
     )
+
+
+async def _perhaps_killed_while_starting(server: ServerProcess, chance: random.Random) -> None:
+    """Now and then the server dies again before it serves."""
+    if chance.random() < SHARE_KILLED_WHILE_STARTING:
+        with trio.move_on_after(chance.uniform(0, START_S)):
+            await server.start()
+        server.kill()
+
+
+async def test_a_plugin_that_does_nothing_any_more_dies_with_its_server(tmp_path: Path) -> None:
+    """Nothing in the plugin need run for it: neither its loop nor its end of the stream."""
+    server = ServerProcess(tmp_path / "server")
+    hooks: dict[str, dict[str, str]] = {"persist_after": {}}
+    folder = write_plugin(tmp_path, "seen", OBSERVER, stage="observe", hooks=hooks)
+    server.cli("plugin", "install", str(folder))
+    with trio.fail_after(ROUND_LIMIT_S):
+        await server.start()
+        try:
+            os.kill((await info(server, "seen")).pid, signal.SIGSTOP)
+            children = psutil.Process(server.pid).children(recursive=True)
+        finally:
+            server.kill()
+        await _gone(children)
 
 
 async def _gone(children: list[psutil.Process]) -> None:

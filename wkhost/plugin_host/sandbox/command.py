@@ -109,7 +109,10 @@ def _stage(bubblewrap: Bubblewrap, view: View) -> tuple[View, list[Mount], Path]
 
 
 def _outer(binds: Sequence[Mount]) -> list[str]:
-    words = ["--die-with-parent", "--cap-drop", "ALL", "--dev-bind", "/", "/", "--tmpfs", "/tmp"]
+    # The end of a parent may not signal a process of another uid, but the end of a pid namespace
+    # kills whatever is in it, whosever it is.
+    words = ["--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
+    words += ["--dev-bind", "/", "/", "--tmpfs", "/tmp"]
     parents = {parent for bind in binds for parent in bind.target.parents}
     for parent in sorted(parents - {Path("/"), Path("/tmp")}):
         words += ["--perms", "0755", "--dir", str(parent)]
