@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -64,13 +65,19 @@ class Control:
     """Path of the proxy's socket, where the plugin may reach hosts."""
 
 
-def read_control(descriptor: int) -> Control:
-    """Read the control line and close the descriptor. Raises ValueError naming what is wrong."""
+def read_control(
+    descriptor: int, prepare: Callable[[Path, str], Any] = lambda plugin_dir, main: None
+) -> Control:
+    """Read the control line and close the descriptor. Raises ValueError naming what is wrong.
+
+    A line that names the code alone may come first, a long time before: this process is to be
+    ready then. `prepare` is called with it.
+    """
     with os.fdopen(descriptor, "rb", closefd=True) as stream:
-        line = stream.readline(_MAX_CONTROL_BYTES)
-    if not line.endswith(b"\n"):
-        raise ValueError("control line: expected one line of JSON, got its end")
-    raw = json.loads(line)
+        raw = _read_line(stream)
+        if "prepare" in raw:
+            prepare(Path(raw["prepare"]["plugin_dir"]), str(raw["prepare"]["main"]))
+            raw = _read_line(stream)
     for name, kind in (("socket", str), ("token", str), ("plugin_dir", str), ("data_dir", str)):
         if not isinstance(raw.get(name), kind):
             raise ValueError(f"control line: {name}: expected a string")
@@ -83,6 +90,14 @@ def read_control(descriptor: int) -> Control:
         main=str(raw.get("main", "main.py")),
         egress=str(raw.get("egress", "")),
     )
+
+
+def _read_line(stream: Any) -> dict[str, Any]:
+    line = stream.readline(_MAX_CONTROL_BYTES)
+    if not line.endswith(b"\n"):
+        raise ValueError("control line: expected one line of JSON, got its end")
+    raw: dict[str, Any] = json.loads(line)
+    return raw
 
 
 def load_plugin(plugin_dir: Path, main: str) -> type[Plugin]:
@@ -220,14 +235,23 @@ async def _write(stream: Any, dispatcher: Dispatcher) -> None:
     await stream.done_writing()
 
 
+def _open_egress(path: str, log: Log) -> None:
+    """A plugin without its way out may be of use still, so this is told and no more."""
+    try:
+        egress.start(path)
+    except OSError as error:
+        log.warning("no way out", reason=str(error))
+
+
 def main(descriptor: int) -> int:
     """Run the plugin named by the control line; returns the exit code."""
     log = Log()
     try:
-        control = read_control(descriptor)
+        loaded: list[type[Plugin]] = []
+        control = read_control(descriptor, lambda *code: loaded.append(load_plugin(*code)))
         if control.egress:
-            egress.start(control.egress)
-        plugin_class = load_plugin(control.plugin_dir, control.main)
+            _open_egress(control.egress, log)
+        plugin_class = loaded[0] if loaded else load_plugin(control.plugin_dir, control.main)
         _run(serve(control, plugin_class, log))
     except (PluginDefinitionError, ConfigError, ValueError) as error:
         log.error("plugin cannot start", reason=str(error))

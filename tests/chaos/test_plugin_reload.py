@@ -11,15 +11,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 
 from tests.kit.load import PERSON, Load, check_deliveries, check_history, percentile
-from tests.kit.plugins import act, ask, info, notes, wait_notes, wait_state, write_plugin
+from tests.kit.plugins import (
+    act,
+    agreed_install,
+    ask,
+    info,
+    notes,
+    wait_notes,
+    wait_state,
+    write_plugin,
+)
 from tests.kit.server import ServerProcess, running_server
+from tests.kit.until import until
 from tests.kit.wkclient import TestClient
 from wkhost.errors import ReasonCode
-from wkhost.link.contract import InstallPlugin, PluginStatus
+from wkhost.link.contract import PluginStatus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.chaos]
 
@@ -28,6 +39,9 @@ RATE = float(os.environ.get("CHAOS_RATE", "300"))
 QUIET_S = 3.0
 SUCCESS, SYSTEM_ERROR = int(ReasonCode.SUCCESS), int(ReasonCode.SYSTEM_ERROR)
 LIMIT_S = 90
+WARM_RELOADS, MANY_RELOADS = 20, 100
+GROWTH_BYTES = 1024 * 1024
+"""Of the server over so many reloads, after the first ones."""
 
 STEADY = """
 class Steady(Plugin):
@@ -124,7 +138,7 @@ async def test_two_plugins_reload_at_once_twice_and_into_a_new_version(tmp_path:
                         nursery.start_soon(act, server, "steady", "reload")
                         nursery.start_soon(act, server, "other", "reload")
                 newer = _plugin(tmp_path, "other", version="1.1.0", stage="seal")
-                status = await ask(server, InstallPlugin(newer, enable=True))
+                status = await ask(server, agreed_install(newer))
                 assert isinstance(status, PluginStatus)
                 assert (status.version, status.state) == ("1.1.0", "running")
                 await load.wait_acks(int(RATE / 2))
@@ -185,3 +199,26 @@ async def test_a_new_process_that_dies_after_the_switch_is_replaced(tmp_path: Pa
             assert not [fate for fate in load.fates[back:] if fate.reason != SUCCESS]
             check_deliveries(load)
             await check_history(server, load)
+
+
+@pytest.mark.slow
+async def test_many_reloads_leave_nothing_behind(tmp_path: Path) -> None:
+    """Neither memory, descriptors, processes nor files of old generations are kept."""
+    with trio.fail_after(LIMIT_S * 3):
+        async with running_server(tmp_path / "server") as server:
+            await server.plugin("install", _plugin(tmp_path, "steady"))
+            process = psutil.Process(server.pid)
+
+            async def reload(times: int) -> tuple[int, int, int]:
+                for _ in range(times):
+                    await act(server, "steady", "reload")
+                # The plugin and the API worker are left.
+                await until(lambda: len(process.children(recursive=True)) == 2)
+                return process.memory_info().rss, process.num_fds(), process.num_threads()
+
+            first = await reload(WARM_RELOADS)
+            last = await reload(MANY_RELOADS)
+            print(f"\n{MANY_RELOADS} reloads: RSS {(last[0] - first[0]) / 1024:+.0f} KiB")
+            assert last[0] - first[0] < GROWTH_BYTES
+            assert last[1] <= first[1]
+            assert last[2] <= first[2]

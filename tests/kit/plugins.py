@@ -7,6 +7,7 @@ survives every death of the plugin and of the server.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import trio
 
 from tests.kit.server import ServerProcess
 from wkhost.link.client_sync import connect_operator
-from wkhost.link.contract import GetPlugin, PluginAction, PluginStatus, Request
+from wkhost.link.contract import GetPlugin, InstallPlugin, PluginAction, PluginStatus, Request
+from wkhost.plugin_host.package import inspect_package
 
 NOTES = "notes.jsonl"
 _POLL_S = 0.02
@@ -92,6 +94,13 @@ async def ask(server: ServerProcess, request: Request) -> Any:
             return link.ask(request)
 
     return await trio.to_thread.run_sync(once)
+
+
+def agreed_install(source: str, **fields: Any) -> InstallPlugin:
+    """Return the request that installs a package and agrees to all that it asks for."""
+    with tempfile.TemporaryDirectory() as folder:
+        digest = inspect_package(source, Path(folder)).digest
+    return InstallPlugin(source, **{"digest": digest, "replace_source": True, **fields})
 
 
 async def act(server: ServerProcess, no: str, action: str) -> PluginStatus:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import httpx
 import trio
 import yaml
+
+from wkhost.plugin_host.package import builtin_folder, inspect_package
 
 START_S = 30.0
 STOP_S = 15.0
@@ -146,7 +149,9 @@ class ServerProcess:
         return json.loads(result.stdout)
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a `wkhost` command against this server."""
+        """Run a `wkhost` command against this server. An install is agreed to."""
+        if arguments[:2] == ("plugin", "install") and "--yes" not in arguments:
+            arguments = (*arguments, *agreed(arguments[2:]))
         result = subprocess.run(
             [sys.executable, "-m", "wkhost", "--config", str(self.config), *arguments],
             capture_output=True,
@@ -157,6 +162,17 @@ class ServerProcess:
         if check and result.returncode:
             raise AssertionError(f"wkhost {' '.join(arguments)}: {result.stdout}{result.stderr}")
         return result
+
+
+def agreed(arguments: Sequence[str]) -> list[str]:
+    """Return the options of an install that agree to the packages named by `arguments`."""
+    words: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for source in arguments:
+            if not source.startswith("--") and builtin_folder(source) is None:
+                digest = inspect_package(source, Path(folder)).digest
+                words += ["--digest", f"sha256:{digest}"]
+    return ["--yes", *words] if words else []
 
 
 def _level(line: str) -> str:

@@ -23,9 +23,10 @@ from wkhost.bench.usage import ProcessTree
 from wkhost.config import Settings
 from wkhost.config.values import Address, parse_address
 from wkhost.link.client_sync import connect_operator
-from wkhost.link.contract import GetStatistics, ListPlugins, PluginList, Statistics
+from wkhost.link.contract import GetStatistics, InstallPlugin, ListPlugins, PluginList, Statistics
 from wkhost.link.runtime import find_link_socket, no_server
 from wkhost.plugin_host.catalog import Catalog
+from wkhost.plugin_host.package import builtin_folder
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -117,32 +118,70 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextmanager
-def own_server(
-    root: Path, plugins: Sequence[str] = (), settings: Mapping[str, Any] | None = None
-) -> Iterator[Server]:
-    """Run a server with exactly these plugins in the folder `root`. Raises BenchError."""
-    root_dir = root / "wkhost"
-    root_dir.mkdir(parents=True)
-    catalog = Catalog(root_dir / "plugins")
-    for source in plugins:
-        catalog.install(source, enable=True)
-    config = root / "wk.yaml"
-    # JSON is YAML too.
-    config.write_text(json.dumps({**_own_settings(root_dir), **(settings or {})}), encoding="utf-8")
-    process = _spawn(config, root / "server.log")
-    try:
-        listening = _wait_ready(process, root / "server.log")
-        yield Server(
+class OwnServer:
+    """A server of our own with exactly these plugins, in the folder `root`.
+
+    It may be started again after its end: data and plugins stay.
+    """
+
+    def __init__(
+        self, root: Path, plugins: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.root_dir = root / "wkhost"
+        self.log_path = root / "server.log"
+        self._config = root / "wk.yaml"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.root_dir.mkdir(parents=True)
+        catalog = Catalog(self.root_dir / "plugins")
+        for source in plugins:
+            digest = "" if builtin_folder(source) else catalog.propose(source).digest
+            catalog.install(InstallPlugin(source, digest=digest))
+        own = {**_own_settings(self.root_dir), **(settings or {})}
+        # JSON is YAML too.
+        self._config.write_text(json.dumps(own), encoding="utf-8")
+
+    def start(self) -> Server:
+        """Return when it is ready. Raises BenchError."""
+        process = self._process = _spawn(self._config, self.log_path)
+        try:
+            listening = _wait_ready(process, self.log_path)
+        except BaseException:
+            self.stop()
+            raise
+        return Server(
             pid=process.pid,
             tcp=_listening(listening, "tcp"),
             ws=_listening(listening, "ws"),
             wss=_listening(listening, "wss") if "wss" in listening else None,
             http_url=f"http://{listening['http']}",
-            data_dir=root_dir / "data",
+            data_dir=self.root_dir / "data",
         )
+
+    def stop(self) -> None:
+        """Let it end in good order, if it runs."""
+        process, self._process = self._process, None
+        if process is not None:
+            _stop(process)
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            _close_output(process)
+
+
+@contextmanager
+def own_server(
+    root: Path, plugins: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Iterator[Server]:
+    """Run a server with exactly these plugins in the folder `root`. Raises BenchError."""
+    server = OwnServer(root, plugins, settings)
+    try:
+        yield server.start()
     finally:
-        _stop(process)
+        server.stop()
 
 
 def _own_settings(root_dir: Path) -> dict[str, Any]:
@@ -162,7 +201,7 @@ def _listening(listening: dict[str, str], kind: str) -> tuple[str, int]:
 
 def _spawn(config: Path, log_path: Path) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WK_")}
-    with log_path.open("wb") as log:
+    with log_path.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "wkhost", "--config", str(config), "run", "--json"],
             stdin=subprocess.DEVNULL,
@@ -201,5 +240,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    _close_output(process)
+
+
+def _close_output(process: subprocess.Popen[bytes]) -> None:
     if process.stdout is not None:
         process.stdout.close()

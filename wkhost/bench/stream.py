@@ -23,7 +23,7 @@ from wkhost.bench.usage import cpu_s
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain
 from wkhost.hooks.target import Answer, Target
 from wkhost.hooks.verdict import Continue
-from wkhost.link.contract import InstallPlugin, SendMessage, Sent
+from wkhost.link.contract import InspectPlugin, InstallPlugin, SendMessage, Sent
 from wkhost.plugin_host.host import PluginHost
 from wkhost.plugin_host.host_api import OnlineDevice
 from wkhost.store.store import open_store
@@ -181,7 +181,8 @@ async def hook_stream(folder: Path) -> AsyncIterator[HookStream]:
         await nursery.start(host.run)
         try:
             source = write_empty_plugin(folder / "sources", NO)
-            await host.install(InstallPlugin(str(source), enable=True))
+            proposal = await host.inspect(InspectPlugin(str(source)))
+            await host.install(InstallPlugin(str(source), digest=proposal.digest))
             yield HookStream(host, caller)
         finally:
             with trio.move_on_after(_STOP_S, shield=True):

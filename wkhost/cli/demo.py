@@ -18,6 +18,7 @@ import click
 from wkhost.cli.demo_script import MODERATION_CONFIG, Event, play
 from wkhost.cli.session import CommandError, Session, json_option, pass_session
 from wkhost.config.values import parse_address
+from wkhost.link.contract import InstallPlugin
 from wkhost.plugin_host.catalog import Catalog
 
 START_TIMEOUT_S = 60.0
@@ -53,7 +54,7 @@ def demo(session: Session, as_json: bool) -> None:
         root = Path(folder)
         with session.err.status("starting a throw-away server with the moderation plugin ..."):
             catalog = Catalog(root / "plugins")
-            catalog.install("moderation", enable=True)
+            catalog.install(InstallPlugin("moderation"))
             catalog.registry.change("moderation", config=MODERATION_CONFIG)
             server = _start(root)
         with _stopped_at_the_end(server):

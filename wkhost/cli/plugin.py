@@ -14,7 +14,13 @@ from wkhost.cli import plugin_offline, plugin_views
 from wkhost.cli.plugin_access import audited, catalog
 from wkhost.cli.plugin_audit import audit
 from wkhost.cli.plugin_config import config
+from wkhost.cli.plugin_install import inspect, install, upgrade
 from wkhost.cli.plugin_secret import secret
+from wkhost.cli.plugin_top import top
+from wkhost.cli.plugin_try import try_
+from wkhost.cli.plugin_versions import grant, revoke, rollback, versions
+from wkhost.cli.plugin_views import show_status
+from wkhost.cli.plugin_why import why
 from wkhost.cli.session import CommandError, Session, expected, json_option, pass_session
 from wkhost.config import Settings
 from wkhost.link.client_sync import connect_operator
@@ -22,7 +28,6 @@ from wkhost.link.contract import (
     GetPlugin,
     GetPluginLogs,
     GetPluginOrder,
-    InstallPlugin,
     ListPlugins,
     PluginAction,
     PluginList,
@@ -31,9 +36,9 @@ from wkhost.link.contract import (
     PluginStatus,
 )
 from wkhost.link.errors import NoServerError
-from wkhost.plugin_host.package import builtin_folder, builtin_names, resolve_source
 
 FOLLOW_INTERVAL_S = 0.5
+MAX_LINES = 10_000
 
 
 @click.group()
@@ -45,21 +50,15 @@ def plugin() -> None:
     """
 
 
-for _command in (audit, config, secret):
+for _command in (
+    *(audit, config, grant, inspect, install, revoke, rollback, secret, top, try_, upgrade),
+    *(versions, why),
+):
     plugin.add_command(_command)
 
 
 def _offline(settings: Settings) -> plugin_offline.OfflinePlugins:
     return plugin_offline.OfflinePlugins(catalog(settings))
-
-
-def _show(session: Session, status: PluginStatus, what: str, as_json: bool) -> None:
-    if as_json:
-        session.json(plugin_views.status_json(status))
-        return
-    state = f": {status.state}" if status.state != what else ""
-    detail = f", {status.detail}" if status.detail else ""
-    session.line(f"{status.no} {status.version} {what}{state}{detail}")
 
 
 @plugin.command()
@@ -84,39 +83,6 @@ def new(session: Session, name: str, parent: Path) -> None:
     for path in written:
         session.line(f"  {path.name}")
     session.line(f"try it: wkhost plugin install {folder}")
-
-
-@plugin.command()
-@click.argument("sources", nargs=-1, metavar="SOURCE...")
-@click.option("--builtin", is_flag=True, help="Install all plugins that come with wkhost.")
-@click.option("--disabled", is_flag=True, help="Install only; enable it later.")
-@json_option
-@pass_session
-def install(
-    session: Session, sources: tuple[str, ...], builtin: bool, disabled: bool, as_json: bool
-) -> None:
-    """Install plugins and enable them.
-
-    SOURCE is the name of a built-in plugin, a folder, or an archive (.tar.gz, .zip).
-    """
-    named = [*sources, *(builtin_names() if builtin else ())]
-    if not named:
-        known = ", ".join(builtin_names()) or "none"
-        raise click.UsageError(f"name a SOURCE, or use --builtin; built-in plugins: {known}")
-    settings = session.settings()
-    for each in named:
-        # The server may run in another folder, so it gets paths that mean the same there.
-        source = each if builtin_folder(each) is not None else str(resolve_source(each))
-        with session.err.status(f"installing {each} ..."):
-            request = InstallPlugin(source, enable=not disabled)
-            act = partial(_offline(settings).install, source, not disabled)
-            status = session.ask_or(
-                settings.data_path,
-                request,
-                PluginStatus,
-                partial(audited, settings, request, act),
-            )
-        _show(session, status, "installed", as_json)
 
 
 @plugin.command("list")
@@ -178,7 +144,7 @@ def _switch(session: Session, no: str, enabled: bool, as_json: bool) -> None:
     status = session.ask_or(
         settings.data_path, request, PluginStatus, partial(audited, settings, request, act)
     )
-    _show(session, status, f"{action}d", as_json)
+    show_status(session, status, f"{action}d", as_json)
 
 
 @plugin.command()
@@ -197,7 +163,7 @@ def reload(session: Session, no: str, as_json: bool) -> None:
             status = session.ask(settings.data_path, PluginAction(no, "reload"), PluginStatus)
     except NoServerError:
         raise plugin_offline.needs_server("reload") from None
-    _show(session, status, "reloaded", as_json)
+    show_status(session, status, "reloaded", as_json)
 
 
 @plugin.command()
@@ -246,7 +212,7 @@ def order(session: Session, as_json: bool) -> None:
 @click.option(
     "-n",
     "--lines",
-    type=click.IntRange(1, 10_000),
+    type=click.IntRange(1, MAX_LINES),
     default=200,
     show_default=True,
     help="How many of the last lines to begin with.",
@@ -271,5 +237,6 @@ def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> 
                     session.line(line)
             if not follow:
                 return
-            after = answer.next
+            # As much as the server keeps, so that a plugin that prints fast is not fallen behind.
+            after, lines = answer.next, MAX_LINES
             time.sleep(FOLLOW_INTERVAL_S)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from wkhost.errors import PluginError
-from wkhost.link.contract import PluginList, PluginOrder, PluginStatus
+from wkhost.link.contract import (
+    GrantPlugin,
+    InstallPlugin,
+    PluginList,
+    PluginOrder,
+    PluginProposal,
+    PluginStatus,
+)
 from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.order import order_plugins
@@ -16,8 +23,15 @@ class OfflinePlugins:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def install(self, source: str, enable: bool) -> PluginStatus:
-        return self._status(self._catalog.install(source, enable=enable))
+    def inspect(self, source: str) -> PluginProposal:
+        return self._catalog.propose(source)
+
+    def install(self, request: InstallPlugin) -> PluginStatus:
+        return self._status(self._catalog.install(request))
+
+    def set_grant(self, request: GrantPlugin) -> PluginStatus:
+        entry = self._catalog.set_grant(request.no, request.capability, granted=request.granted)
+        return self._status(entry)
 
     def set_enabled(self, no: str, enabled: bool) -> PluginStatus:
         change = self._catalog.enable if enabled else self._catalog.disable
@@ -50,16 +64,22 @@ class OfflinePlugins:
         return PluginOrder(hooks)
 
     def _manifest(self, entry: Entry) -> Manifest:
-        return self._catalog.load(entry, verify=False).manifest
+        return self._catalog.stand_in(entry).manifest
 
     def _status(self, entry: Entry) -> PluginStatus:
         manifest = self._manifest(entry)
+        state, detail = "disabled", ""
+        if entry.enabled:
+            state, detail = "stopped", "starts with the server"
+        if entry.enabled and entry.quarantine is not None:
+            state, detail = "quarantined", entry.quarantine.reason
         return PluginStatus(
             no=entry.no,
             version=entry.version,
             enabled=entry.enabled,
-            state="stopped" if entry.enabled else "disabled",
-            detail="starts with the server" if entry.enabled else "",
+            state=state,
+            detail=detail,
+            last_lines=[] if entry.quarantine is None else list(entry.quarantine.lines),
             stage=manifest.stage.name.lower(),
             priority=manifest.priority,
             hooks={name: spec.policy.value for name, spec in manifest.hooks.items()},

@@ -8,14 +8,30 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from wkhost.cli.session import plain
+from wkhost.cli.session import Session, plain
 from wkhost.link.contract import PluginOrder, PluginStatus
 
-_STYLES = {"running": "green", "disabled": "dim", "stopped": "dim", "failed": "red"}
+_STYLES = {
+    "running": "green",
+    "disabled": "dim",
+    "stopped": "dim",
+    "failed": "red",
+    "quarantined": "red",
+}
 
 
-def status_json(status: PluginStatus) -> dict[str, Any]:
-    """Return the status as plain values, without the link's tag."""
+def show_status(session: Session, status: PluginStatus, what: str, as_json: bool) -> None:
+    """Print what became of a plugin."""
+    if as_json:
+        session.json(status_json(status))
+        return
+    state = f": {status.state}" if status.state != what else ""
+    detail = f", {status.detail}" if status.detail else ""
+    session.line(f"{status.no} {status.version} {what}{state}{detail}")
+
+
+def status_json(status: msgspec.Struct) -> dict[str, Any]:
+    """Return an answer as plain values, without the link's tag."""
     fields: dict[str, Any] = msgspec.to_builtins(status)
     fields.pop("type", None)
     return fields
@@ -60,6 +76,7 @@ def info_table(status: PluginStatus) -> Table:
     ]
     if status.detail:
         rows.append(("why", cell(status.detail)))
+    rows += [("last line", cell(line)) for line in status.last_lines]
     rows.append(("enabled", cell("yes" if status.enabled else "no")))
     rows.append(("place", cell(f"stage {status.stage}, priority {status.priority}")))
     rows += [(f"hook {hook}", cell(f"on failure {p}")) for hook, p in status.hooks.items()]

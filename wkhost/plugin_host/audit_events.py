@@ -17,7 +17,15 @@ def describe(request: c.PluginRequest) -> tuple[str, str, dict[str, Any]] | None
     """
     match request:
         case c.InstallPlugin():
-            return "install", "", {"source": request.source, "enable": request.enable}
+            return "install", "", _of_install(request)
+        case c.UpgradePlugin():
+            granted = [name[:200] for name in request.granted]
+            return "upgrade", request.no[:64], {"digest": request.digest[:80], "granted": granted}
+        case c.RollbackPlugin():
+            return "rollback", request.no[:64], {"to": request.to[:80]}
+        case c.GrantPlugin():
+            action = "grant" if request.granted else "revoke"
+            return action, request.no[:64], {"capability": request.capability[:300]}
         case c.PluginAction():
             return request.action[:40], request.no[:64], {}
         case c.SetPluginConfig():
@@ -28,6 +36,19 @@ def describe(request: c.PluginRequest) -> tuple[str, str, dict[str, Any]] | None
             what = "removed" if request.value is None else "changed"
             return "secret", request.no[:64], {"key": request.key[:64], "value": what}
     return None
+
+
+def _of_install(request: c.InstallPlugin) -> dict[str, Any]:
+    details: dict[str, Any] = {"source": request.source, "enable": request.enable}
+    details["digest"] = request.digest[:80]
+    if request.granted is not None:
+        details["granted"] = [name[:200] for name in request.granted]
+    if request.withhold:
+        details["withheld"] = [name[:200] for name in request.withhold]
+    for flag in ("replace_source", "allow_downgrade"):
+        if getattr(request, flag):
+            details[flag] = True
+    return details
 
 
 def read_audit(log: AuditLog, request: c.GetPluginAudit) -> c.PluginAudit:

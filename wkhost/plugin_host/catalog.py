@@ -6,18 +6,37 @@ Used by the plugin host (in a worker thread, since it blocks) and by the CLI whi
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+import msgspec
 
 from wkhost.errors import PluginError
 from wkhost.link import contract as c
-from wkhost.plugin_host import config_store
+from wkhost.plugin_host import config_store, consent, releases, version_views
+from wkhost.plugin_host.capability import narrow
 from wkhost.plugin_host.config_schema import merge_config, secret_names
-from wkhost.plugin_host.manifest import Manifest, read_manifest
+from wkhost.plugin_host.consent import Consent
+from wkhost.plugin_host.manifest import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
 from wkhost.plugin_host.order import order_plugins
-from wkhost.plugin_host.package import Package, install_package, remove_stale_staging, tree_digest
+from wkhost.plugin_host.package import (
+    Package,
+    inspect_package,
+    install_package,
+    remove_stale_staging,
+    tree_digest,
+)
 from wkhost.plugin_host.process import check_imports
-from wkhost.plugin_host.registry import Entry, Registry
+from wkhost.plugin_host.registry import Entry, Registry, Release, Snapshot
 from wkhost.plugin_host.secret_store import SecretKey, SecretStore
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """A package in its place that is not registered: what was agreed to, what was there before."""
+
+    package: Package
+    consent: Consent
+    before: Entry | None
 
 
 class Catalog:
@@ -28,45 +47,118 @@ class Catalog:
         self.registry = Registry(plugins_dir)
         self.secrets = SecretStore(plugins_dir, secret_key or SecretKey(None, plugins_dir))
 
-    def stage(self, source: str) -> Package:
-        """Put the package of `source` in its place, without registering it."""
+    def propose(self, source: str) -> c.PluginProposal:
+        """Look at a package without installing it."""
         remove_stale_staging(self.plugins_dir)
-        return install_package(source, self.plugins_dir, self._check)
+        package = inspect_package(source, self.plugins_dir)
+        return consent.propose(source, package, self.registry.entries().get(package.manifest.no))
 
-    def register(self, package: Package, *, enabled: bool) -> Entry:
-        """Make a staged package the installed one; config and numbering of before are kept."""
-        no = package.manifest.no
-        before = self.registry.entries().get(no)
+    def stage(self, request: c.InstallPlugin) -> Staged:
+        """Put the package in its place, if the operator has agreed to it. Nothing is registered."""
+        remove_stale_staging(self.plugins_dir)
+        entries = self.registry.entries()
+        agreed: list[Consent] = []
+
+        def check(package: Package) -> None:
+            agreed.append(consent.decide(request, package, entries.get(package.manifest.no)))
+            self._check(package.manifest, package.folder)
+
+        package = install_package(request.source, self.plugins_dir, check)
+        return Staged(package, agreed[0], entries.get(package.manifest.no))
+
+    def register(self, staged: Staged) -> Entry:
+        """Make a staged package the installed one; what the plugin had is kept.
+
+        One that waits for consent is noted beside the installed version, which stays. A new plugin
+        is not enabled.
+        """
+        package, before = staged.package, staged.before
+        no, manifest = package.manifest.no, package.manifest
+        waits = bool(staged.consent.waiting)
+        granted = None if waits else staged.consent.granted
+        release = releases.release_of(package, self.plugins_dir, granted)
+        if waits:
+            return self.registry.update(no, lambda e: releases.with_release(e, release))
         config = {} if before is None else before.config
-        merge_config(package.manifest.schema, package.manifest.config, config)
-        entry = Entry(
-            no=no,
-            version=package.manifest.version,
-            digest=package.digest,
-            folder=str(package.folder.relative_to(self.plugins_dir)),
-            source=package.source,
-            enabled=enabled,
-            config=config,
-            config_number=1 if before is None else before.config_number,
-            generation=0 if before is None else before.generation,
-            history=config_store.without_secrets(
-                () if before is None else before.history, package.manifest
-            ),
-        )
+        merge_config(manifest.schema, manifest.config, config)
+        if before is not None and before.digest != package.digest:
+            why = f"upgrade to {manifest.version}"
+            return self.commit(no, release=release, consent=staged.consent, why=why)
+        entry = before or Entry(no=no, version="", digest="", folder="", source="")
+        text = _manifest_text(package.folder)
+        entry = releases.using(entry, release, staged.consent, text)
         self.registry.put(entry)
         return entry
 
-    def install(self, source: str, *, enable: bool) -> Entry:
-        """Stage and register; an enabled plugin stays enabled."""
-        package = self.stage(source)
-        before = self.registry.entries().get(package.manifest.no)
-        return self.register(package, enabled=enable or (before is not None and before.enabled))
+    def commit(
+        self,
+        no: str,
+        *,
+        release: Release,
+        consent: Consent,
+        why: str,
+        snapshot: Snapshot | None = None,
+        cursors: Mapping[str, int] | None = None,
+        copied: bool = False,
+    ) -> Entry:
+        """Make another version of an installed plugin the one in use; see `releases.switched`."""
+        text = _manifest_text(self.plugins_dir / release.folder)
+        manifest = parse_manifest(text.encode())
+
+        def change(entry: Entry) -> Entry:
+            entry = releases.switched(
+                entry, snapshot, why=why, cursors=cursors or {}, copied=copied
+            )
+            entry = releases.using(entry, release, consent, text)
+            history = config_store.without_secrets(entry.history, manifest)
+            return msgspec.structs.replace(entry, history=history)
+
+        return self.registry.update(no, change)
+
+    def install(self, request: c.InstallPlugin) -> Entry:
+        """Stage and register; an enabled plugin stays enabled. Raises PluginError where an upgrade
+        waits for consent: it is kept, the installed version stays."""
+        staged = self.stage(request)
+        entry = self.register(staged)
+        if staged.consent.waiting:
+            raise waits_error(staged)
+        return self.enable(entry.no) if request.enable else entry
+
+    def prune(self, no: str) -> list[int]:
+        """Forget the oldest versions and snapshots beyond what is kept, and their folders; return
+        the spaces of the key-value store that nobody needs any more."""
+        gone: list[Release] = []
+        spaces: list[int] = []
+
+        def change(entry: Entry) -> Entry:
+            entry, gone[:], spaces[:] = releases.pruned(entry)
+            return entry
+
+        self.registry.update(no, change)
+        for release in gone:
+            shutil.rmtree(self.plugins_dir / release.folder, ignore_errors=True)
+        return spaces
+
+    def release_package(self, entry: Entry, release: Release) -> Package:
+        """Return an installed version with its whole manifest, its files checked."""
+        folder = self.plugins_dir / release.folder
+        if not folder.is_dir() or tree_digest(folder) != release.digest:
+            raise PluginError(f"{entry.no}: files in {folder} have changed since the install")
+        return Package(read_manifest(folder), folder, release.digest, release.source, entry.space)
+
+    def versions(self, no: str) -> c.PluginVersions:
+        return version_views.versions(self.registry.get(no), self.plugins_dir)
+
+    def set_grant(self, no: str, name: str, *, granted: bool) -> Entry:
+        """Grant a capability that the installed version asks for, or deny it for good."""
+        manifest = read_manifest(self.registry.folder(self.registry.get(no)))
+        return self.registry.update(no, lambda e: consent.changed(e, manifest, name, granted))
 
     def enable(self, no: str) -> Entry:
         """Enable, after checking that the package is whole and has a place in the order."""
         package = self.load(self.registry.get(no), verify=True)
         order_plugins([*self._others(no), package.manifest])
-        return self.registry.change(no, enabled=True)
+        return self.registry.change(no, enabled=True, quarantine=None)
 
     def disable(self, no: str) -> Entry:
         return self.registry.change(no, enabled=False)
@@ -118,12 +210,27 @@ class Catalog:
     # --- packages -------------------------------------------------------------------------------
 
     def load(self, entry: Entry, *, verify: bool) -> Package:
-        """Return an installed package; `verify` compares its files with the digest."""
+        """Return an installed package as it may run: its manifest holds what was granted.
+
+        `verify` compares its files with the digest that was agreed to.
+        """
+        if entry.granted is None:
+            raise PluginError(
+                f"{entry.no}: nobody has agreed to what it asks for; install it again"
+            )
         folder = self.registry.folder(entry)
         manifest = read_manifest(folder)
         if verify and tree_digest(folder) != entry.digest:
             raise PluginError(f"{entry.no}: files in {folder} have changed since the install")
-        return Package(manifest=manifest, folder=folder, digest=entry.digest, source=entry.source)
+        manifest = narrow(manifest, entry.granted, entry.denied)
+        return Package(manifest, folder, entry.digest, entry.source, entry.space)
+
+    def stand_in(self, entry: Entry) -> Package:
+        """Return a package that keeps the place of one whose files are damaged; it cannot run."""
+        manifest = parse_manifest(entry.manifest.encode())
+        manifest = narrow(manifest, entry.granted or (), entry.denied)
+        folder = self.registry.folder(entry)
+        return Package(manifest, folder, entry.digest, entry.source, entry.space)
 
     def reserve_generations(self, no: str, count: int) -> int:
         """Reserve `count` generation numbers durably; return the last number before them."""
@@ -138,7 +245,21 @@ class Catalog:
     def _others(self, no: str) -> list[Manifest]:
         entries = self.registry.entries().values()
         return [
-            read_manifest(self.registry.folder(entry))
+            parse_manifest(entry.manifest.encode())
             for entry in entries
-            if entry.enabled and entry.no != no
+            if entry.enabled and entry.no != no and entry.manifest
         ]
+
+
+def waits_error(staged: Staged) -> PluginError:
+    """Say that an upgrade waits for consent, and what for."""
+    manifest = staged.package.manifest
+    wanted = "; ".join(f"{each.name} (to {each.text})" for each in staged.consent.waiting)
+    return PluginError(
+        f"{manifest.no}: version {manifest.version} asks for more than was granted and waits for "
+        f"consent: {wanted}. `wkhost plugin upgrade {manifest.no}` shows it and asks"
+    )
+
+
+def _manifest_text(folder: Path) -> str:
+    return (folder / MANIFEST_NAME).read_text(encoding="utf-8")

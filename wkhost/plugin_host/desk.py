@@ -4,7 +4,7 @@ to the audit log with who asked for it, whether it was done or not.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from wkhost.link import contract as c
 from wkhost.plugin_host.audit import Event
 from wkhost.plugin_host.audit_events import describe, read_audit
 from wkhost.plugin_host.host import PluginHost
+from wkhost.types import Message
 
 
 class Desk:
@@ -24,13 +25,20 @@ class Desk:
         self._host = host
         self._auditor = host.auditor
         self._handlers: dict[type, Callable[[Any], Awaitable[c.Response]]] = {
+            c.InspectPlugin: host.inspect,
             c.InstallPlugin: host.install,
+            c.UpgradePlugin: host.upgrade,
+            c.RollbackPlugin: host.rollback,
+            c.GrantPlugin: host.grant,
+            c.GetPluginVersions: host.versions,
             c.PluginAction: host.act,
             c.ListPlugins: self._list,
             c.GetPlugin: self._get,
             c.GetPluginLogs: self._logs,
             c.GetPluginOrder: self._order,
             c.GetPluginAudit: self._audit,
+            c.GetPluginFigures: self._figures,
+            c.GetPluginValues: self._values,
             c.GetPluginConfig: host.tuning.config,
             c.GetPluginSecrets: host.tuning.secrets,
             c.SetPluginSecret: host.tuning.set_secret,
@@ -59,6 +67,9 @@ class Desk:
     def statistics(self) -> dict[str, Any]:
         return {**self._host.statistics(), "audit_records_lost": self._auditor.lost}
 
+    def observations(self, message: Message) -> Sequence[c.PluginObservation]:
+        return self._host.observations(message)
+
     async def _record(self, event: Event) -> None:
         try:
             await self._auditor.record(event)
@@ -77,6 +88,12 @@ class Desk:
 
     async def _logs(self, request: c.GetPluginLogs) -> c.PluginLogs:
         return self._host.logs(request)
+
+    async def _figures(self, request: c.GetPluginFigures) -> c.AllPluginFigures:
+        return await self._host.figures()
+
+    async def _values(self, request: c.GetPluginValues) -> c.PluginValues:
+        return self._host.plugin_values(request.no, request.after)
 
     async def _order(self, request: c.GetPluginOrder) -> c.PluginOrder:
         return self._host.order()

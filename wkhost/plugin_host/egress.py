@@ -92,7 +92,7 @@ class EgressProxy:
         self.path = path
         self.outcomes: Counter[str] = Counter()
         self.bytes = 0
-        self._rules = rules
+        self.rules = rules
         self._may_connect = may_connect
         self._denied = denied
         self._limits = limits
@@ -191,12 +191,12 @@ class EgressProxy:
     async def _connect(self, authority: str) -> trio.SocketStream:
         """Check, look up, check again, dial."""
         try:
-            host, port = self._rules.check_name(authority)
+            host, port = self.rules.check_name(authority)
         except EgressRefusedError as error:
             raise _DeniedError("403 Forbidden", "not_listed", str(error)) from error
         addresses, own = await self._look_up(host, port)
         try:
-            self._rules.check_addresses(host, port, addresses, own)
+            self.rules.check_addresses(host, port, addresses, own)
         except EgressRefusedError as error:
             raise _DeniedError("403 Forbidden", "address_refused", str(error)) from error
         with trio.move_on_after(self._limits.dial_s):

@@ -36,6 +36,7 @@ from wkhost.plugin_host.grpc import (
 )
 from wkhost.plugin_host.handshake import PROTOCOL, Identity
 from wkhost.plugin_host.lineage import Lineage
+from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.output import HOST_STREAM, LogRing, escape, read_output
 from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, Process
 from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
@@ -70,6 +71,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     open_secrets: Callable[[str, list[str]], dict[str, str]]
     """Number and names -> those values that are set. Blocks. Raises PluginError."""
     egress_private: tuple[PrivateTarget, ...] = ()
+    egress_on: bool = True
+    """False: no plugin gets a way out, whatever its manifest allows."""
 
 
 class Generation:
@@ -82,7 +85,11 @@ class Generation:
         around: Surroundings,
         ring: LogRing,
         secret_values: Mapping[str, str] | None = None,
+        *,
+        spare: bool = False,
     ) -> None:
+        """A `spare` is started and contained, and waits for `promote`: until then it has no token,
+        no settings and no secrets."""
         self.spec = spec
         self.number = spec.generation
         self.pid = 0
@@ -104,12 +111,38 @@ class Generation:
             around.answers,
             around.lineage,
             schedule=lambda: around.schedule(self.session),
-            ended=lambda reason: self.ended.set(),
+            ended=self._note_end,
             secrets=secret_values,
         )
+        self._spare = spare
+        self._wanted = trio.Event()
+        if not spare:
+            self._wanted.set()
 
     def __repr__(self) -> str:
         return f"<Generation {self._no} g{self.number} pid {self.pid}>"
+
+    def promote(self, identity: Identity, secret_values: Mapping[str, str] | None) -> None:
+        """A spare is to serve now; `session.granted` tells when it does, or that it has ended."""
+        self.session.use(identity)
+        self.session.give_secrets(secret_values)
+        self.started_at = trio.current_time()
+        self._wanted.set()
+
+    def use_manifest(self, manifest: Manifest) -> None:
+        """Let other rights hold from the next call on. A way out that did not exist stays shut."""
+        session = self.session
+        identity = msgspec.structs.replace(
+            session.identity, manifest=manifest, config_number=session.config_number
+        )
+        session.use(identity)
+        if self.egress is not None:
+            allowed = manifest.capabilities.egress
+            self.egress.rules = EgressRules(allowed, self._around.egress_private)
+
+    def _note_end(self, reason: str) -> None:
+        self.ended.set()
+        self._wanted.set()
 
     @property
     def failure(self) -> str:
@@ -173,6 +206,7 @@ class Generation:
             if self.egress is not None:
                 await nursery.start(self.egress.run)
             nursery.start_soon(self._serve, process)
+            await self._wanted.wait()
             with trio.move_on_after(START_TIMEOUT_S):
                 await session.granted.wait()
             if not session.granted.is_set():
@@ -230,6 +264,10 @@ class Generation:
         path = self.spec.runtime_dir / "s"
         listener = listen_unix(path)
         try:
+            if self._spare:
+                await process.release(self._first_line(process.places), more=True)
+                self.pid = process.pid
+                await self._wanted.wait()
             await process.release(self._control_line(process.places))
         except PluginError as wrong:
             listener.close()
@@ -250,7 +288,7 @@ class Generation:
 
     def _make_egress(self, process: Process) -> EgressProxy | None:
         allowed = self.spec.manifest.capabilities.egress
-        if not allowed:
+        if not allowed or not self._around.egress_on:
             return None
         return EgressProxy(
             self.spec.runtime_dir / EGRESS_SOCKET,
@@ -271,6 +309,14 @@ class Generation:
         self._around.auditor.deny(self._no, "impostor", f"uid {cred.uid}, process {cred.pid}")
         self._tell(f"refused a connection from process {cred.pid}, which is not the plugin's")
         return False
+
+    def _first_line(self, places: Places) -> bytes:
+        """What a spare may know: where its code is. A program without the SDK waits unprepared."""
+        main = self.spec.manifest.main
+        if not main:
+            return b""
+        line = {"prepare": {"plugin_dir": str(places.plugin_dir), "main": main}}
+        return msgspec.json.encode(line) + b"\n"
 
     def _control_line(self, places: Places) -> bytes:
         line = {

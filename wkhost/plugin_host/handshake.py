@@ -28,6 +28,7 @@ class Identity(msgspec.Struct, frozen=True):
     config_number: int
     max_payload_bytes: int
     host_version: str
+    space: int = 0
 
 
 def has_token(hello: plugin_pb2.Hello, token: bytes | None) -> bool:
@@ -41,7 +42,7 @@ def refusal(hello: plugin_pb2.Hello, manifest: Manifest) -> str:
             f"protocol: expected a range with {PROTOCOL}, "
             f"got {hello.protocol_min} to {hello.protocol_max}"
         )
-    wanted = set(manifest.hooks)
+    wanted = {*manifest.hooks, *manifest.withheld}
     implemented = set(hello.hooks) - LIFECYCLE
     if implemented == wanted:
         return ""

@@ -21,12 +21,13 @@ import trio
 
 from wkhost.errors import PluginError
 from wkhost.hooks.chain import Chain
+from wkhost.hooks.records import CallRecords
 from wkhost.hooks.target import Answers
 from wkhost.link import contract
-from wkhost.plugin_host import status
+from wkhost.plugin_host import figures, status
 from wkhost.plugin_host.audit import AUDIT_FOLDER, AuditLog
 from wkhost.plugin_host.auditor import Auditor
-from wkhost.plugin_host.catalog import Catalog
+from wkhost.plugin_host.catalog import Catalog, waits_error
 from wkhost.plugin_host.config_schema import merge_config
 from wkhost.plugin_host.egress_rules import PrivateTarget
 from wkhost.plugin_host.flusher import Flusher
@@ -39,17 +40,34 @@ from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.observers import OBSERVING_HOOKS, cursor_name
 from wkhost.plugin_host.order import build_chain, order_plugins
 from wkhost.plugin_host.output import LogRing
+from wkhost.plugin_host.pacer import Pacer
 from wkhost.plugin_host.package import Package, builtin_folder
+from wkhost.plugin_host.probation import figures as figures_of
+from wkhost.plugin_host.probation import judge
 from wkhost.plugin_host.process import Launcher
-from wkhost.plugin_host.registry import Entry
+from wkhost.plugin_host.registry import Entry, Quarantine
+from wkhost.plugin_host.rules import Rules
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
 from wkhost.plugin_host.secret_store import SecretKey
-from wkhost.plugin_host.supervisor import DRAIN_S, Plan, Server, Supervisor
+from wkhost.plugin_host.supervisor import (
+    DEFAULT_RULES,
+    DIRECTLY,
+    DRAIN_S,
+    Plan,
+    Server,
+    Supervisor,
+    Switch,
+)
 from wkhost.plugin_host.tuning import Tuning
+from wkhost.plugin_host.upgrades import Upgrades
 from wkhost.store import mutations
 from wkhost.store.store import Store
+from wkhost.types import Message
 
+LOOK_EVERY_S = 1.0
+"""How often a version on probation is judged."""
+TAKE_BACK_S = 60.0
 PINNED_S = 1.0
 """How long messages admitted under the old chain may still reach a plugin that left it."""
 
@@ -71,43 +89,52 @@ class PluginHost:
         chain_changed: Callable[[Chain], None],
         max_payload_bytes: int,
         host_version: str,
-        call_counts: Callable[[str], dict[str, dict[str, int]]] = lambda no: {},
+        records: CallRecords | None = None,
         launcher: Launcher | None = None,
         auditor: Auditor | None = None,
         secret_key: SecretKey | None = None,
         egress_private: tuple[PrivateTarget, ...] = (),
+        egress_on: bool = True,
+        rules: Rules = DEFAULT_RULES,
     ) -> None:
         """`runtime_dir` is short (sockets live below it) and belongs to this host alone.
 
-        `call_counts` tells hook -> outcome -> count of a plugin, for its status.
+        `records` is where calls are counted and breakers get their rules from.
         """
         self.catalog = Catalog(plugins_dir, secret_key)
         self.auditor = auditor or Auditor(AuditLog(plugins_dir / AUDIT_FOLDER))
         self._store = store
-        self._answers = answers
         self._chain_changed = chain_changed
         self._chain_number = 0
-        self._call_counts = call_counts
+        self.records = CallRecords() if records is None else records
         self._server = Server(max_payload_bytes, host_version)
         self._lineage = Lineage(trio.current_time)
         self._api = HostApi(store, services, self._lineage, self.auditor.deny)
         self._flusher = Flusher()
+        self._pacer = Pacer(answers)
+        self._rules = rules
         self._around = Surroundings(
             runtime_dir=runtime_dir,
             launcher=launcher or SandboxLauncher(SandboxPolicy(), plugins_dir),
-            answers=answers,
+            answers=self._pacer,
             lineage=self._lineage,
             schedule=self._flusher.schedule,
             host_api=self._api.methods,
             auditor=self.auditor,
             open_secrets=self.catalog.secrets.open,
             egress_private=egress_private,
+            egress_on=egress_on,
         )
         self._active: dict[str, Supervisor] = {}
         self._broken: dict[str, str] = {}
         self._rings: dict[str, LogRing] = {}
-        self._observation = Observation(store, services)
+        self._observation = Observation(
+            store, services, max_lag=rules.max_lag, dropped=self._note_dropped
+        )
         self._changing = trio.Lock()
+        self.upgrades = Upgrades(
+            self.catalog, store, self._api, self._observation, self._running, self._swap
+        )
         self.tuning = Tuning(self.catalog, self._running, self._changing)
         self._nursery: trio.Nursery | None = None
 
@@ -120,6 +147,7 @@ class PluginHost:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._flusher.run)
+                nursery.start_soon(self._pacer.run)
                 await nursery.start(self.auditor.run)
                 task_status.started()
                 await trio.sleep_forever()
@@ -177,33 +205,80 @@ class PluginHost:
             )
         return await action(request.no)
 
-    async def install(self, request: contract.InstallPlugin) -> contract.PluginStatus:
-        """Install or upgrade. A running plugin is reloaded; if that fails the old one stays."""
+    async def inspect(self, request: contract.InspectPlugin) -> contract.PluginProposal:
+        """Look at a package and say what it asks for, without installing it."""
         async with self._changing:
-            package = await self._in_thread(self.catalog.stage, request.source)
-            no = package.manifest.no
-            before = (await self._in_thread(self.catalog.registry.entries)).get(no)
+            return await self._in_thread(self.catalog.propose, request.source)
+
+    async def install(self, request: contract.InstallPlugin) -> contract.PluginStatus:
+        """Install or upgrade. A running plugin goes over; if that fails the old version stays."""
+        async with self._changing:
+            staged = await self._in_thread(self.catalog.stage, request)
+            no = staged.package.manifest.no
+            if staged.consent.waiting:
+                await self._in_thread(self.catalog.register, staged)
+                raise waits_error(staged)
             active = self._active.get(no)
+            leaving = None if active is None else active.plan.package
+            entry = await self.upgrades.take(staged)
             if active is None:
-                enabled = before is not None and before.enabled
-                await self._in_thread(partial(self.catalog.register, package, enabled=enabled))
-                if request.enable or enabled:
+                if request.enable or entry.enabled:
                     await self._enable(no)
+            elif leaving is not None and leaving.digest != entry.digest:
+                self._watch(active, leaving.manifest.version)
             else:
-                plan = active.plan
-                overrides = {} if before is None else before.config
-                config = _merged(package, overrides)
-                await self._reload(no, Plan(package, config, plan.config_number))
-                await self._in_thread(partial(self.catalog.register, package, enabled=True))
+                await self._swap(no, await self._plan(entry))
             return self.info(no)
 
-    async def enable(self, no: str) -> contract.PluginStatus:
-        """Start it and give it its place; if it does not start it stays disabled."""
+    async def upgrade(self, request: contract.UpgradePlugin) -> contract.PluginStatus:
+        """Use a version that waited for consent."""
         async with self._changing:
-            if no not in self._active:
+            active = self._active.get(request.no)
+            leaving = None if active is None else active.manifest.version
+            await self.upgrades.agree(request.no, request.digest, request.granted)
+            if active is not None and leaving is not None:
+                self._watch(active, leaving)
+            return self.info(request.no)
+
+    async def rollback(self, request: contract.RollbackPlugin) -> contract.PluginStatus:
+        """Go back to a version or snapshot that was agreed to."""
+        async with self._changing:
+            await self.upgrades.go_back(request.no, request.to)
+            if request.no in self._active:
+                await self._observe(request.no)
+            return self.info(request.no)
+
+    async def grant(self, request: contract.GrantPlugin) -> contract.PluginStatus:
+        """Grant or deny one capability; it holds from the plugin's next call on."""
+        no = request.no
+        async with self._changing:
+            change = partial(
+                self.catalog.set_grant, no, request.capability, granted=request.granted
+            )
+            entry = await self._in_thread(change)
+            active = self._active.get(no)
+            if active is not None:
+                await self._use_rights(active, await self._plan(entry), entry.denied)
+            return self.info(no)
+
+    async def versions(self, request: contract.GetPluginVersions) -> contract.PluginVersions:
+        return await self._in_thread(self.catalog.versions, request.no)
+
+    async def enable(self, no: str) -> contract.PluginStatus:
+        """Start it and give it its place; if it does not start it stays disabled.
+
+        It ends a quarantine, and starts a plugin again whose files were found damaged.
+        """
+        async with self._changing:
+            active = self._active.get(no)
+            if active is None:
                 await self._enable(no)
             else:
-                await self._in_thread(self.catalog.enable, no)
+                entry = await self._in_thread(self.catalog.enable, no)
+                if active.held:
+                    await active.lift(await self._plan(entry))
+                    self._new_chain()
+                    await self._observe(no)
             return self.info(no)
 
     async def disable(self, no: str) -> contract.PluginStatus:
@@ -216,10 +291,12 @@ class PluginHost:
     async def reload(self, no: str) -> contract.PluginStatus:
         """Replace the process by a new one of the installed version, between two batches."""
         entry = await self._in_thread(self.catalog.registry.get, no)
-        if no not in self._active:
+        active = self._active.get(no)
+        if active is None:
             raise PluginError(f"{no}: not running, enable it first")
-        package = await self._in_thread(partial(self.catalog.load, entry, verify=True))
-        await self._reload(no, Plan(package, _merged(package, entry.config), entry.config_number))
+        if active.held:
+            raise PluginError(f"{no}: {active.state}: {active.detail}; enable starts it again")
+        await self._swap(no, await self._plan(entry))
         return self.info(no)
 
     async def uninstall(self, no: str) -> contract.PluginStatus:
@@ -230,8 +307,10 @@ class PluginHost:
             await self._in_thread(self.catalog.uninstall, no)
             self._broken.pop(no, None)
             self._rings.pop(no, None)
-            await self._api.values(no).clear()
+            for space in {entry.space, *(snapshot.space for snapshot in entry.snapshots)}:
+                await self._api.drop_values(no, space)
             self._api.forget(no)
+            self.records.forget(no)
             for hook in OBSERVING_HOOKS:
                 self._store.write(mutations.delete_cursor(cursor_name(no, hook)))
             return status.resting(msgspec.structs.replace(entry, enabled=False), "")
@@ -264,6 +343,22 @@ class PluginHost:
             raise PluginError(f"{no}: not running")
         return self._around.launcher.layers(active.manifest)
 
+    async def figures(self) -> contract.AllPluginFigures:
+        """Return counts, queues, breakers and processes of the active plugins."""
+        active = [self._active[no] for no in sorted(self._active)]
+        observed = {each.no: self._observation.statistics(each.no) for each in active}
+        return await figures.all_figures(active, self.records, observed)
+
+    def plugin_values(self, no: str, after: bytes) -> contract.PluginValues:
+        """Return a page of a plugin's key-value store."""
+        space = self.catalog.registry.get(no).space
+        entries, more = self._api.values(no, space).scan(b"", after, 0)
+        return contract.PluginValues([(entry.key, entry.value) for entry in entries], more)
+
+    def observations(self, message: Message) -> Sequence[contract.PluginObservation]:
+        """Return which observing hooks a stored message concerns, and whether they passed it."""
+        return self._observation.passed(message)
+
     def statistics(self) -> dict[str, Any]:
         """Return, per active plugin, what its stream and its observer are at."""
         return {
@@ -278,28 +373,56 @@ class PluginHost:
             return entries[no]
         if builtin_folder(no) is None:
             raise PluginError(f"{no}: not installed (wkhost plugin install PATH)")
-        return await self._in_thread(partial(self.catalog.install, no, enable=False))
+        request = contract.InstallPlugin(no, enable=False)
+        return await self._in_thread(self.catalog.install, request)
 
     async def _load(self, entry: Entry) -> Supervisor | None:
-        """Make the supervisor of an entry; a broken package is noted and left out."""
+        """Make the supervisor of an entry.
+
+        One that must not run gets its place all the same, and its policy decides: that its files
+        are damaged must not let messages pass unseen. Without a manifest there is no place.
+        """
+        held: tuple[str, str] | None = None
+        if entry.quarantine is not None:
+            held = "quarantined", entry.quarantine.reason
         try:
-            package = await self._in_thread(partial(self.catalog.load, entry, verify=True))
-            plan = Plan(package, _merged(package, entry.config), entry.config_number)
+            entry = await self.upgrades.bring_values(entry)
+            plan = await self._plan(entry)
         except PluginError as error:
             log.error("plugin_broken", plugin=entry.no, reason=str(error))
             self._broken[entry.no] = str(error)
-            return None
-        return self._supervisor(plan)
+            if not entry.manifest:
+                return None
+            held = "failed", str(error)
+            plan = Plan(self.catalog.stand_in(entry), {}, entry.config_number)
+        supervisor = self._supervisor(plan)
+        if held is not None:
+            lines = entry.quarantine.lines if entry.quarantine is not None else ()
+            supervisor.hold_back(*held, lines)
+        return supervisor
+
+    async def _plan(self, entry: Entry) -> Plan:
+        """Return what the next process of an entry is made of; its files are checked."""
+        package = await self._in_thread(partial(self.catalog.load, entry, verify=True))
+        return Plan(package, _merged(package, entry.config), entry.config_number)
 
     def _supervisor(self, plan: Plan) -> Supervisor:
         return Supervisor(
             plan,
+            records=self.records,
             around=self._around,
-            answers=self._answers,
+            answers=self._around.answers,
             server=self._server,
             ring=self._rings.setdefault(plan.package.manifest.no, LogRing()),
             next_generation=Numbering(self.catalog, plan.package.manifest.no).next,
+            rules=self._rules,
+            quarantine=self._note_quarantine,
         )
+
+    async def _note_quarantine(self, no: str, quarantine: Quarantine) -> None:
+        self.auditor.note("quarantine", no, reason=quarantine.reason)
+        change = partial(self.catalog.registry.change, no, quarantine=quarantine)
+        await self._in_thread(change)
 
     async def _activate(self, supervisor: Supervisor) -> None:
         """Start a supervisor; returns after its first start, good or bad."""
@@ -311,10 +434,8 @@ class PluginHost:
 
     async def _enable(self, no: str) -> None:
         entry = await self._in_thread(self.catalog.registry.get, no)
-        package = await self._in_thread(partial(self.catalog.load, entry, verify=True))
-        supervisor = self._supervisor(
-            Plan(package, _merged(package, entry.config), entry.config_number)
-        )
+        entry = await self.upgrades.bring_values(entry)
+        supervisor = self._supervisor(await self._plan(entry))
         await self._activate(supervisor)
         try:
             if not supervisor.proxy.ready:
@@ -342,20 +463,94 @@ class PluginHost:
             await active.wait_idle()
         await active.stop(reason)
 
-    async def _reload(self, no: str, plan: Plan) -> None:
+    async def _swap(self, no: str, plan: Plan, switch: Switch = DIRECTLY) -> None:
+        """Let a new generation take over, and the chain and the observers follow."""
         active = self._active[no]
         # Refuses a cycle before anything is started.
         build_chain(0, {**self._manifests(), no: plan.package.manifest}, self._proxy)
         changed = plan.package.manifest != active.manifest
-        await active.reload(plan)
-        if changed:
-            self._new_chain()
-            await self._observe(no)
+        other = switch
+        if changed and switch is DIRECTLY:
+
+            async def settle() -> None:
+                await self._observation.settle(no, DRAIN_S)
+
+            other = Switch(before=settle)
+        try:
+            await active.reload(plan, other)
+        finally:
+            if changed or other is not DIRECTLY:
+                self._new_chain()
+                await self._observe(no)
+
+    async def _use_rights(self, active: Supervisor, plan: Plan, denied: Sequence[str]) -> None:
+        """Let what is granted now hold: at once where that is possible, else with a new process."""
+        before, after = active.manifest, plan.package.manifest
+        way_out = bool(after.capabilities.egress) and not before.capabilities.egress
+        if (before.limits, before.sandbox) != (after.limits, after.sandbox) or way_out:
+            await self._swap(active.no, plan)
+        else:
+            active.use_rights(plan.package, denied)
+            if before.hooks != after.hooks:
+                self._new_chain()
+                await self._observation.settle(active.no, DRAIN_S)
+                await self._observe(active.no)
+            if before.schema != after.schema:
+                await active.renew_secrets()
+
+    def _watch(self, active: Supervisor, before: str) -> None:
+        """Begin the probation of the version that `active` has gone over to."""
+        if self._nursery is not None and self._rules.probation_s:
+            self._nursery.start_soon(self._probation, active, before)
+
+    async def _probation(self, active: Supervisor, before: str) -> None:
+        """Take the version back if it shows to be worse than the one before."""
+        no, package = active.no, active.plan.package
+        version = package.manifest.version
+        deaths = active.deaths
+        start = figures_of(self.records.of(no), version)
+        with trio.move_on_after(self._rules.probation_s):
+            while True:
+                await trio.sleep(min(LOOK_EVERY_S, self._rules.probation_s / 10))
+                if (
+                    self._active.get(no) is not active
+                    or active.plan.package.folder != package.folder
+                ):
+                    return
+                records = self.records.of(no)
+                now = figures_of(records, version).minus(start)
+                why = judge(figures_of(records, before), now, active.deaths - deaths)
+                if why:
+                    break
+            else:
+                return
+            text = f"{version} was taken back: {why}"
+            await self._take_back(active, package, text)
+
+    async def _take_back(self, active: Supervisor, package: Package, why: str) -> None:
+        no = active.no
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + TAKE_BACK_S):
+            async with self._changing:
+                if active.plan.package.folder != package.folder:
+                    return
+                log.error("plugin_taken_back", plugin=no, reason=why)
+                try:
+                    await self.upgrades.go_back(no, "", why)
+                except PluginError as error:
+                    log.error("plugin_not_taken_back", plugin=no, reason=str(error))
+                    self.auditor.note("rollback", no, reason=why, failed=str(error))
+                    return
+                self.auditor.note("rollback", no, reason=why)
 
     def _new_chain(self) -> None:
         chain = build_chain(self._chain_number + 1, self._manifests(), self._proxy)
         self._chain_number += 1
         self._chain_changed(chain)
+
+    def _note_dropped(self, no: str, hook: str, count: int) -> None:
+        """An observer lost messages by the operator's bound: that is never silent."""
+        log.error("plugin_observer_dropped", plugin=no, hook=hook, messages=count)
+        self.auditor.note("observer_dropped", no, hook=hook, messages=count)
 
     def _manifests(self) -> dict[str, Manifest]:
         return {no: active.manifest for no, active in self._active.items()}
@@ -367,8 +562,8 @@ class PluginHost:
         return self._active[no].proxy
 
     async def _observe(self, no: str) -> None:
-        active = self._active[no]
-        if self._nursery is not None:
+        active = self._active.get(no)
+        if self._nursery is not None and active is not None:
             await self._observation.start(self._nursery, active, active.manifest)
 
     # --- small parts ----------------------------------------------------------------------------
@@ -377,7 +572,7 @@ class PluginHost:
         active = self._active.get(entry.no)
         if active is None:
             return status.resting(entry, self._broken.get(entry.no, ""))
-        return status.running(entry, active, self._call_counts(entry.no))
+        return status.running(entry, active, self.records.counts(entry.no))
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Package work reads and syncs files; it must not hold the loop."""

@@ -23,6 +23,7 @@ from wkhost.plugin_host.grants import Grants
 from wkhost.plugin_host.grpc import CallInfo, GrpcError, StatusCode, UnaryMethod
 from wkhost.plugin_host.kv import MAX_VALUE_BYTES, KeyValues
 from wkhost.plugin_host.lineage import MAX_HOP, Lineage
+from wkhost.plugin_host.manifest import Capabilities
 from wkhost.plugin_host.session import Session
 from wkhost.store.keys import MemberKind
 from wkhost.store.store import Store
@@ -76,16 +77,24 @@ class HostApi:
         self._denied = denied
         self._services = services
         self._lineage = lineage
-        self._values: dict[str, KeyValues] = {}
+        self._values: dict[tuple[str, int], KeyValues] = {}
         self._rates: dict[str, SendRate] = {}
 
-    def values(self, no: str) -> KeyValues:
-        """Return the key-value store of a plugin."""
-        return self._values.setdefault(no, KeyValues(no, self._store))
+    def values(self, no: str, space: int) -> KeyValues:
+        """Return one space of a plugin's key-value store."""
+        found = self._values.get((no, space))
+        if found is None:
+            found = self._values[no, space] = KeyValues(no, self._store, space)
+        return found
+
+    async def drop_values(self, no: str, space: int) -> None:
+        """Remove all values of a space."""
+        await self.values(no, space).clear()
+        del self._values[no, space]
 
     def forget(self, no: str) -> None:
         """Drop what is kept in memory of an uninstalled plugin."""
-        self._values.pop(no, None)
+        self._values = {key: each for key, each in self._values.items() if key[0] != no}
         self._rates.pop(no, None)
 
     def methods(self, session: Session) -> dict[str, UnaryMethod]:
@@ -193,8 +202,23 @@ class _Calls:
         self._api = api
         self._session = session
         self._store = api.store
-        self._grants = Grants(session.identity.manifest.capabilities, api.store.is_system_uid)
-        self._values = api.values(session.no)
+        self._compiled: tuple[Capabilities, Grants] | None = None
+        self._values = api.values(session.no, session.identity.space)
+
+    @property
+    def _grants(self) -> Grants:
+        """What holds for this call: grants change while the plugin runs."""
+        capabilities = self._session.identity.manifest.capabilities
+        if self._compiled is None or self._compiled[0] is not capabilities:
+            self._compiled = capabilities, Grants(capabilities, self._store.is_system_uid)
+        return self._compiled[1]
+
+    def _need_in_charge(self) -> None:
+        """Another generation has taken over: a write of this one would undo what that one did."""
+        if self._session.superseded:
+            raise GrpcError(
+                StatusCode.FAILED_PRECONDITION, "superseded: a newer generation has taken over"
+            )
 
     async def send_message(
         self, request: host_pb2.SendMessageRequest
@@ -335,13 +359,16 @@ class _Calls:
             quota,
             request.ttl_ms,
             request.if_version if request.HasField("if_version") else None,
+            check=self._need_in_charge,
         )
         return host_pb2.KvPutResponse(version=version)
 
     async def kv_delete(self, request: host_pb2.KvDeleteRequest) -> host_pb2.KvDeleteResponse:
         self._grants.need("kv_bytes")
         deleted = await self._values.delete(
-            request.key, request.if_version if request.HasField("if_version") else None
+            request.key,
+            request.if_version if request.HasField("if_version") else None,
+            check=self._need_in_charge,
         )
         return host_pb2.KvDeleteResponse(deleted=deleted)
 

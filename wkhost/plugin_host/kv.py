@@ -7,6 +7,7 @@ Each change checks and writes in one synchronous stretch, so concurrent writers 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 import trio
@@ -21,7 +22,13 @@ MAX_VALUE_BYTES = 1024 * 1024
 ENTRY_OVERHEAD_BYTES = 64
 """Counted against the quota for each entry besides key and value."""
 MAX_PAGE = 256
+MAX_LATE_KEYS = 64
+"""Keys that may be left to copy in the one stretch in which another version takes over."""
 MAX_PAGE_BYTES = 1024 * 1024
+
+
+def anyone() -> None:
+    """The check of a writer that may always write."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -33,9 +40,13 @@ class Entry(msgspec.Struct, frozen=True):
 class KeyValues:
     """The store of one plugin. All methods raise GrpcError, or StoreError where the disk does."""
 
-    def __init__(self, no: str, store: Store) -> None:
-        self._no = no
+    def __init__(self, no: str, store: Store, space: int = 0) -> None:
+        """`space` tells the values of one version of the plugin from those of another."""
+        # The sign is in no plugin's number.
+        self._no = f"{no}~{space}" if space else no
         self._store = store
+        self._changed: set[str] | None = None
+        """Keys changed since a copy began, None while there is none."""
         self._used: int | None = None
         self._counting = trio.Lock()
         self._last_version = 0
@@ -45,9 +56,17 @@ class KeyValues:
         return None if found is None else Entry(key, found.value, found.version)
 
     async def put(
-        self, key: bytes, value: bytes, quota: int, ttl_ms: int = 0, if_version: int | None = None
+        self,
+        key: bytes,
+        value: bytes,
+        quota: int,
+        ttl_ms: int = 0,
+        if_version: int | None = None,
+        *,
+        check: Callable[[], None] = anyone,
     ) -> int:
-        """Write durably and return the new version."""
+        """Write durably and return the new version. `check` raises where the writer may not write
+        any more; it is asked in the stretch that writes."""
         name = _checked_key(key)
         if len(value) > MAX_VALUE_BYTES:
             raise _invalid(f"value: expected at most {MAX_VALUE_BYTES} bytes, got {len(value)}")
@@ -66,17 +85,26 @@ class KeyValues:
                     StatusCode.RESOURCE_EXHAUSTED,
                     f"kv_bytes: {quota} bytes granted, {used} used, {added} more needed",
                 )
+        check()
         self._check_version(before, if_version)
         version = self._next_version(before)
         expires_at_ms = _now_ms() + ttl_ms if ttl_ms else 0
         self._store.write(mutations.put_plugin_value(self._no, name, value, version, expires_at_ms))
         self._used = used + added
+        self._note(name)
         await self._store.sync()
         return version
 
-    async def delete(self, key: bytes, if_version: int | None = None) -> bool:
+    async def delete(
+        self,
+        key: bytes,
+        if_version: int | None = None,
+        *,
+        check: Callable[[], None] = anyone,
+    ) -> bool:
         """Delete durably; return whether it was there."""
         name = _checked_key(key)
+        check()
         before = self._find(name)
         self._check_version(before, if_version)
         if before is None:
@@ -84,6 +112,7 @@ class KeyValues:
         self._store.write(mutations.delete_plugin_value(self._no, name))
         if self._used is not None:
             self._used -= _size(name, before.value)
+        self._note(name)
         await self._store.sync()
         return True
 
@@ -116,7 +145,56 @@ class KeyValues:
         self._used = None
         await self._store.sync()
 
+    # --- a copy for another version -------------------------------------------------------------
+
+    async def copy_to(self, other: KeyValues) -> None:
+        """Copy all values while this one stays in use; `finish_copy` brings what changes since."""
+        other._store.write(mutations.clear_plugin_values(other._no))
+        self._changed = set()
+        start: str | None = ""
+        while start is not None:
+            page, start = self._store.list_plugin_values(
+                self._no, after_key=start, now_ms=_now_ms()
+            )
+            for name, row in page:
+                other._put_row(name, row)
+            await trio.lowlevel.checkpoint()
+        while len(self._changed) > MAX_LATE_KEYS:
+            names, self._changed = self._changed, set()
+            for name in names:
+                self._copy_row(name, other)
+            await trio.lowlevel.checkpoint()
+        await self._store.sync()
+
+    def finish_copy(self, other: KeyValues) -> None:
+        """Bring the last changes, in one stretch; from here on `other` is the newer one."""
+        changed, self._changed = self._changed, None
+        for name in changed or ():
+            self._copy_row(name, other)
+        other._last_version = max(other._last_version, self._last_version)
+
+    def abandon_copy(self) -> None:
+        self._changed = None
+
+    def _copy_row(self, name: str, other: KeyValues) -> None:
+        row = self._find(name)
+        if row is None:
+            self._store.write(mutations.delete_plugin_value(other._no, name))
+            other._used = None
+        else:
+            other._put_row(name, row)
+
+    def _put_row(self, name: str, row: PluginValue) -> None:
+        self._used = None
+        self._store.write(
+            mutations.put_plugin_value(self._no, name, row.value, row.version, row.expires_at_ms)
+        )
+
     # --- inside ---------------------------------------------------------------------------------
+
+    def _note(self, name: str) -> None:
+        if self._changed is not None:
+            self._changed.add(name)
 
     def _find(self, name: str) -> PluginValue | None:
         return self._store.plugin_value(self._no, name, _now_ms())

@@ -15,6 +15,7 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     [run]
     main = "main.py"            # a Python plugin, started by plugin_sdk
     command = ["node", "m.js"]  # or any other program, relative to the plugin's folder
+    spare = false               # true: a second process waits to take over at once
 
     [hooks.send]                # send, channel_get, user_get, webhook, receive, persist_after
     policy = "closed"           # open | closed | hold (hold: only send); defaults per hook below
@@ -192,6 +193,9 @@ class Manifest(msgspec.Struct, frozen=True):
     sandbox: Sandbox = Sandbox()
     config: dict[str, Any] = {}
     schema: dict[str, Setting] = {}
+    spare: bool = False
+    withheld: tuple[str, ...] = ()
+    """Hooks of the file that were not granted; never read from it."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -224,7 +228,7 @@ def parse_manifest(data: bytes) -> Manifest:
 def _build(root: Fields) -> Manifest:
     plugin = root.sub("plugin")
     no_what = "a-z, then up to 62 of a-z 0-9 . _ - (client, http and registry.* are taken)"
-    main, command = _read_run(root.sub("run"))
+    main, command, spare = _read_run(root.sub("run"))
     schema, config = read_schema(root.sub("schema")), root.take("config", {})
     if not isinstance(config, dict):
         root.error("config", "expected a table of default values")
@@ -241,6 +245,7 @@ def _build(root: Fields) -> Manifest:
         after=plugin.texts("after", pattern=NO_PATTERN, what="a plugin's number"),
         main=main,
         command=command,
+        spare=spare,
         hooks=_read_hooks(root.sub("hooks")),
         capabilities=_read_capabilities(root.sub("capabilities")),
         limits=_read_limits(root.sub("limits")),
@@ -253,7 +258,7 @@ def _build(root: Fields) -> Manifest:
     return manifest
 
 
-def _read_run(run: Fields) -> tuple[str, tuple[str, ...]]:
+def _read_run(run: Fields) -> tuple[str, tuple[str, ...], bool]:
     main = run.text("main", "", what='the path of a Python file such as "main.py"')
     command = run.texts("command", pattern=_ARGUMENT, what="a word of the command line")
     path = PurePosixPath(main)
@@ -261,8 +266,9 @@ def _read_run(run: Fields) -> tuple[str, tuple[str, ...]]:
         run.error("main", "expected exactly one of main (Python) and command (anything else)")
     elif main and (path.is_absolute() or ".." in path.parts or "\x00" in main):
         run.error("main", "expected a path inside the plugin's folder")
+    spare = run.flag("spare", False)
     run.finish()
-    return main, command
+    return main, command, spare
 
 
 def _read_hooks(hooks: Fields) -> dict[str, HookSpec]:

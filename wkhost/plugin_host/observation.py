@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -20,9 +21,19 @@ from wkhost.types import Message
 class Observation:
     """Starts and stops observers, and tells them that the log grew."""
 
-    def __init__(self, store: Store, recipients: Recipients) -> None:
+    def __init__(
+        self,
+        store: Store,
+        recipients: Recipients,
+        *,
+        max_lag: int = 0,
+        dropped: Callable[[str, str, int], None] = lambda no, hook, count: None,
+    ) -> None:
+        """`dropped(no, hook, count)` is told of messages that a plugin lagged too far behind."""
         self._store = store
         self._recipients = recipients
+        self._max_lag = max_lag
+        self._dropped = dropped
         self._of: dict[str, tuple[trio.CancelScope, list[Observer]]] = {}
         self._all: tuple[Observer, ...] = ()
 
@@ -56,6 +67,21 @@ class Observation:
             running[0].cancel()
             self._note_all()
 
+    async def settle(self, no: str, within_s: float) -> dict[str, int]:
+        """End the observers of a plugin after the batch that each has out; return, by hook, up to
+        where the plugin has seen the log. One that takes longer gets its batch again."""
+        running = self._of.get(no)
+        if running is None:
+            return {}
+        observers = running[1]
+        for observer in observers:
+            observer.end_soon()
+        with trio.move_on_after(within_s):
+            for observer in observers:
+                await observer.finished.wait()
+        self.stop(no)
+        return {observer.hook: observer.position for observer in observers}
+
     def passed(self, message: Message) -> list[PluginObservation]:
         """Return, per observing hook that a stored message concerns, whether it is behind it."""
         return [
@@ -84,6 +110,8 @@ class Observation:
             matches=compile_predicate(spec),
             from_beginning=spec.from_beginning,
             tell=partial(supervisor.ring.add, 0, HOST_STREAM),
+            max_lag=self._max_lag,
+            dropped=partial(self._dropped, supervisor.no, hook),
         )
 
     def _note_all(self) -> None:

@@ -55,10 +55,13 @@ class Observer:
         matches: Callable[[Message], bool] | None,
         from_beginning: bool,
         tell: Callable[[str], None],
+        max_lag: int = 0,
+        dropped: Callable[[int], None] = lambda count: None,
     ) -> None:
         """`hand_over` gives messages to the plugin and returns when it is done with all of them;
         it raises PluginError when they must come again. `tell` writes a line of the host into the
-        plugin's log.
+        plugin's log. A plugin that lags by more than `max_lag` messages (0: no bound) loses the
+        oldest of them; `dropped` is told how many.
         """
         self.no = proxy.no
         self.hook = hook
@@ -67,12 +70,18 @@ class Observer:
         self.position = 0
         """log_pos up to which the plugin has seen everything that concerns it."""
         self.skipped = 0
+        self.dropped = 0
         self._proxy = proxy
         self._store = store
         self._matches = matches
         self._from_beginning = from_beginning
         self._tell = tell
+        self._max_lag = max_lag
+        self._dropped = dropped
         self._grew = trio.Event()
+        self._ending = False
+        self.finished = trio.Event()
+        """Set when it has ended after `end_soon`."""
 
     @property
     def lag(self) -> int:
@@ -85,12 +94,18 @@ class Observer:
     def log_grew(self) -> None:
         self._grew.set()
 
+    def end_soon(self) -> None:
+        """Let `run` return once the plugin has answered for what it was given."""
+        self._ending = True
+        self._grew.set()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Observe for ever. `started` when the place to begin is fixed."""
         await self._with_store(self._find_start)
         task_status.started()
-        while True:
+        while not self._ending:
             self._grew = trio.Event()
+            await self._with_store(self._drop_beyond_bound)
             messages = await self._with_store(
                 lambda: self._store.read_log(self.position, BATCH_MESSAGES)
             )
@@ -98,7 +113,23 @@ class Observer:
                 await self._grew.wait()
                 continue
             for batch in _split_by_bytes(messages):
+                if self._ending:
+                    break
                 await self._pass(batch)
+        self.finished.set()
+
+    def _drop_beyond_bound(self) -> None:
+        """The operator's bound, not the plugin's pace, says how long messages wait for it."""
+        too_many = self.lag - self._max_lag
+        if not self._max_lag or too_many <= 0:
+            return
+        position = self.position + too_many
+        self._store.write(mutations.put_cursor(self._cursor_name, position))
+        self.position = position
+        self.dropped += too_many
+        text = f"{self.hook}: {too_many} messages were dropped, it lagged by more than "
+        self._tell(f"{text}{self._max_lag}")
+        self._dropped(too_many)
 
     def _find_start(self) -> None:
         position = self._store.cursor(self._cursor_name)

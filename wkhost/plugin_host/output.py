@@ -71,6 +71,11 @@ class LogRing:
             found = [line for line in self._lines if line.number > after][:limit]
         return found, found[-1].number if found else max(after, self._next - 1)
 
+    def last_texts(self, count: int) -> list[str]:
+        """Return the last lines that the plugin printed, oldest first."""
+        own = [line for line in self._lines if line.stream != HOST_STREAM and line.text.strip()]
+        return [line.text[:500] for line in own[-count:]]
+
     def last_text(self, generation: int) -> str:
         """Return the last line that the generation's process printed, or an empty text."""
         for line in reversed(self._lines):

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
@@ -28,12 +29,17 @@ _STAGING = ".staging-"
 
 
 class Package(msgspec.Struct, frozen=True):
-    """One installed version. `digest` is the SHA-256 (hex) over its files as staged."""
+    """One version. `digest` is the SHA-256 (hex) over its files as staged.
+
+    Where it is to run, `manifest` holds no more than was granted, and `space` says which space of
+    the key-value store it works in.
+    """
 
     manifest: Manifest
     folder: Path
     digest: str
     source: str
+    space: int = 0
 
 
 def resolve_source(source: str) -> Path:
@@ -77,14 +83,30 @@ def _builtin_roots() -> Iterator[Path]:
         yield Path(location)
 
 
-def install_package(
-    source: str, plugins_dir: Path, check: Callable[[Manifest, Path], None]
-) -> Package:
+def install_package(source: str, plugins_dir: Path, check: Callable[[Package], None]) -> Package:
     """Stage `source`, check it, and move it to its place; an identical one there is kept.
 
-    `check` gets the manifest and the staged folder before the move and raises PluginError to
+    `check` gets the package in its staging folder before the move and raises PluginError to
     refuse. Blocks: call it in a thread. Raises PluginError; nothing is left behind then.
     """
+    with _staged(source, plugins_dir) as package:
+        staging, manifest, digest = package.folder, package.manifest, package.digest
+        _compile(staging)
+        check(package)
+        folder = plugins_dir / manifest.no / f"{manifest.version}-{digest[:DIGEST_HEX]}"
+        _move(staging, folder, digest)
+        return msgspec.structs.replace(package, folder=folder)
+
+
+def inspect_package(source: str, plugins_dir: Path) -> Package:
+    """Return what `source` is, without installing it; its `folder` is gone. As `install_package`
+    otherwise."""
+    with _staged(source, plugins_dir) as package:
+        return package
+
+
+@contextmanager
+def _staged(source: str, plugins_dir: Path) -> Iterator[Package]:
     plugins_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=plugins_dir))
     try:
@@ -92,12 +114,7 @@ def install_package(
         manifest = read_manifest(staging)
         if manifest.main and not (staging / manifest.main).is_file():
             raise PluginError(f"run.main: {manifest.main!a} is not in the package")
-        digest = tree_digest(staging)
-        _compile(staging)
-        check(manifest, staging)
-        folder = plugins_dir / manifest.no / f"{manifest.version}-{digest[:DIGEST_HEX]}"
-        _move(staging, folder, digest)
-        return Package(manifest=manifest, folder=folder, digest=digest, source=source)
+        yield Package(manifest, staging, tree_digest(staging), source)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -40,6 +40,7 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     plugin_dir: Path
     data_dir: Path
     runtime_dir: Path
+    digest: str = ""
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -68,8 +69,10 @@ class Process(Protocol):
     def outputs(self) -> dict[str, int]:
         """Non-blocking descriptors of its output by stream name, closed by `close`."""
 
-    async def release(self, control: bytes) -> None:
+    async def release(self, control: bytes, *, more: bool = False) -> None:
         """Hand over the control line; the process may dial from now on.
+
+        `more`: another line follows by another call, and only with that it may dial.
 
         Raises PluginError when the process is not contained as planned.
         """
@@ -172,7 +175,7 @@ class PlainProcess:
         for descriptor in self.outputs.values():
             os.set_blocking(descriptor, False)
 
-    async def release(self, control: bytes) -> None:
+    async def release(self, control: bytes, *, more: bool = False) -> None:
         if self._control < 0:
             return
         try:
@@ -180,7 +183,8 @@ class PlainProcess:
         except BrokenPipeError:
             pass  # it has died already, which `wait` tells
         finally:
-            self._close_control()
+            if not more:
+                self._close_control()
 
     def owns(self, pid: int) -> bool:
         return descends_from(pid, self.pid)

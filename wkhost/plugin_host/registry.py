@@ -21,6 +21,45 @@ from wkhost.link.contract import ConfigVersion
 REGISTRY_FORMAT = 1
 
 
+class Release(msgspec.Struct, frozen=True):
+    """One version that is installed. `folder` is relative to the plugins directory.
+
+    `granted` are names of capabilities that the operator agreed to for exactly this digest; None
+    while nobody has. `withdrawn` says why it was taken back, where it was.
+    """
+
+    version: str
+    digest: str
+    folder: str
+    source: str
+    granted: tuple[str, ...] | None = None
+    installed_at: float = 0.0
+    withdrawn: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What a plugin had when another version took over: its values (a space of the key-value
+    store), its settings and where its observers were. `cursors` is by hook."""
+
+    name: str
+    version: str
+    digest: str
+    taken_at: float
+    why: str
+    space: int
+    config: dict[str, Any]
+    config_number: int
+    cursors: dict[str, int]
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Why a plugin is not started any more, and the last lines that it printed."""
+
+    reason: str
+    at: float
+    lines: tuple[str, ...] = ()
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One installed plugin. `folder` is relative to the plugins directory."""
 
@@ -36,6 +75,23 @@ class Entry(msgspec.Struct, frozen=True):
     """Number of the last process ever started."""
     history: tuple[ConfigVersion, ...] = ()
     """Configurations, oldest first; empty until the first change."""
+    granted: tuple[str, ...] | None = None
+    """Capabilities that the operator agreed to for `digest`; None while nobody has."""
+    denied: tuple[str, ...] = ()
+    """Capabilities that were revoked: they win over grants, for every version."""
+    manifest: str = ""
+    """The manifest as installed: it keeps the plugin's place where its files are damaged."""
+    releases: tuple[Release, ...] = ()
+    """Installed versions, oldest first."""
+    snapshots: tuple[Snapshot, ...] = ()
+    """Oldest first."""
+    space: int = 0
+    """Which space of the key-value store the plugin works in."""
+    last_space: int = 0
+    """Number of the last space ever made."""
+    copy_from: int | None = None
+    """The space whose values are still to be copied into `space`, before the plugin runs."""
+    quarantine: Quarantine | None = None
 
 
 class _File(msgspec.Struct, frozen=True):

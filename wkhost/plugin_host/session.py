@@ -58,10 +58,9 @@ class Session:
         """
         self.identity = identity
         self.no = identity.manifest.no
-        self.config_number = identity.config_number
-        send = identity.manifest.hooks.get("send")
-        self.send_payload = send is not None and send.payload
-        self.may_send = bool(identity.manifest.capabilities.send_as)
+        self.use(identity)
+        self.implemented: frozenset[str] = frozenset()
+        """Hooks that the code has, lifecycle included; known from its Hello on."""
         self.welcomed = False
         self.granted = trio.Event()
         """Set when the plugin has granted its first credit, or the session has ended."""
@@ -94,6 +93,23 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.no} g{self.identity.generation} {self.failure or 'open'}>"
 
+    def use(self, identity: Identity) -> None:
+        """Be what `identity` says, from the next call on: rights may change while it runs."""
+        self.identity = identity
+        self.config_number = identity.config_number
+        send = identity.manifest.hooks.get("send")
+        self.send_payload = send is not None and send.payload
+        self.may_send = bool(identity.manifest.capabilities.send_as)
+
+    def give_secrets(self, values: Mapping[str, str] | None) -> None:
+        """What goes with the Welcome; for a process that was started before they were wanted."""
+        self._secrets = values
+
+    @property
+    def superseded(self) -> bool:
+        """A newer generation has taken over; this one finishes what it has."""
+        return self._hand_over is not None
+
     # --- calls out ------------------------------------------------------------------------------
 
     @property
@@ -104,6 +120,13 @@ class Session:
     @property
     def open_calls(self) -> int:
         return len(self._outstanding) + len(self._waiting)
+
+    def open_calls_of(self, hook: str) -> tuple[int, int]:
+        """Return how many calls of a hook are at the plugin, and how many wait for credit."""
+        return (
+            sum(call.hook == hook for call in self._outstanding.values()),
+            sum(call.hook == hook for call in self._waiting),
+        )
 
     def is_open(self, call_id: int) -> bool:
         """Whether the plugin has the call and has not answered it."""
@@ -231,6 +254,7 @@ class Session:
             self.end(refusal)
             return
         self.welcomed = True
+        self.implemented = frozenset(hello.hooks)
         secrets, self._secrets = self._secrets, None
         frame = handshake.welcome_frame(self.identity, secrets_follow=secrets is not None)
         self._stream.send(frame)
@@ -309,7 +333,11 @@ class Session:
             del self._outstanding[call_id]
             self._outstanding_bytes -= call.size
             answer = self._checked(call, answer)
-            if call.reply is None:
+            if self._hand_over is not None and call.attempt == 1 and isinstance(answer, Failure):
+                # It may have failed because it was superseded: the new one decides.
+                call.attempt = 2
+                self._part([call], answer.detail)
+            elif call.reply is None:
                 found.append((call_id, answer))
             else:
                 call.reply(answer)

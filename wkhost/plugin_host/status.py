@@ -40,6 +40,7 @@ def running(
         enabled=entry.enabled,
         state=supervisor.state,
         detail=supervisor.detail,
+        last_lines=list(supervisor.last_lines),
         generation=generation.number if generation is not None else 0,
         pid=pid,
         restarts=supervisor.restarts,

@@ -10,7 +10,9 @@ bounded in time.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -19,8 +21,11 @@ import structlog
 import trio
 
 from wkhost.errors import PluginError
-from wkhost.hooks.target import Answers
+from wkhost.hooks.records import CallRecords
+from wkhost.hooks.target import Answer, Answers
 from wkhost.hooks.verdict import Continue, Failure, Refuse
+from wkhost.plugin_host import calls
+from wkhost.plugin_host.capability import asked, names, narrow
 from wkhost.plugin_host.config_schema import secret_names
 from wkhost.plugin_host.generation import Generation, Surroundings
 from wkhost.plugin_host.handshake import Identity
@@ -29,6 +34,9 @@ from wkhost.plugin_host.output import LogRing, escape
 from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.process import LaunchSpec
 from wkhost.plugin_host.proxy import PluginProxy
+from wkhost.plugin_host.registry import Quarantine
+from wkhost.plugin_host.rules import Rules
+from wkhost.plugin_host.spare import Spare
 
 DRAIN_S = 5.0
 """Longest wait for the calls that an old generation still has."""
@@ -37,9 +45,28 @@ LONGEST_PAUSE_S = 30.0
 HEALTHY_S = 10.0
 """A generation that lived so long forgives the failures before it."""
 
+HEALTH_BUDGET_S = 5.0
+LAST_WORDS_S = 0.05
+"""How long a death may take to tell why."""
+QUARANTINE_LINES = 10
+
 log = structlog.get_logger(__name__)
 
 
+async def _nothing_before() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """What is to be done when a new generation serves and takes over: `before` while the old one
+    still has the calls, `at` in the very stretch in which the new one gets them."""
+
+    before: Callable[[], Awaitable[None]] = _nothing_before
+    at: Callable[[], None] = lambda: None
+
+
+DIRECTLY = Switch()
+DEFAULT_RULES = Rules()
 Persist = Callable[[], Awaitable[None]]
 
 
@@ -76,12 +103,17 @@ class Supervisor:
         around: Surroundings,
         answers: Answers,
         server: Server,
+        records: CallRecords,
         ring: LogRing,
         next_generation: Callable[[], Awaitable[int]],
+        rules: Rules = DEFAULT_RULES,
+        quarantine: Callable[[str, Quarantine], Awaitable[None]] | None = None,
     ) -> None:
+        """`quarantine(no, why)` makes a quarantine durable."""
         self.no = plan.package.manifest.no
         self.plan = plan
-        self.proxy = PluginProxy(self.no, answers)
+        version = plan.package.manifest.version
+        self.proxy = PluginProxy(self.no, version, answers, records)
         self.ring = ring
         self.state = "starting"
         self.detail = ""
@@ -99,6 +131,17 @@ class Supervisor:
         self._starting: Generation | None = None
         self._stop_reason = ""
         self._last_config = 0
+        self._rules = rules
+        self._quarantine = quarantine
+        self.last_lines: tuple[str, ...] = ()
+        """What a quarantined plugin printed last."""
+        self._held = False
+        """Nothing is started: it is in quarantine, or its files are not what was agreed to."""
+        self._crashes: deque[float] = deque()
+        self.deaths = 0
+        """Generations that ended unasked, and starts that failed."""
+        self._living: set[Generation] = set()
+        self._spare = Spare(self.no, self._make_spare)
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
@@ -121,22 +164,26 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the plugin running until `stop`. `started` after the first start, good or bad."""
         try:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery, trio.open_nursery() as keeper:
                 self._nursery = nursery
+                keeper.start_soon(self._spare.run, nursery)
                 await self._start_missing()
                 task_status.started()
                 while not self._stop_reason:
                     await self._watch()
+                keeper.cancel_scope.cancel()
+                self._spare.want(None)
                 if self._current is not None:
                     await self._current.stop(self._stop_reason)
         finally:
             self.state = "stopped"
             self.stopped.set()
 
-    async def reload(self, plan: Plan) -> None:
+    async def reload(self, plan: Plan, switch: Switch = DIRECTLY) -> None:
         """Switch to a new generation made of `plan`; returns when it is current.
 
-        Raises PluginError if it does not start; then the old one stays as it was.
+        Raises PluginError if it does not start; then the old one stays as it was. A plugin that is
+        held back is so no more when its new generation serves.
         """
         async with self._lock:
             if self._stop_reason or self._nursery is None:
@@ -144,12 +191,52 @@ class Supervisor:
             before = self.state
             self.state = "reloading"
             try:
-                await self._start(plan)
+                await self._start(plan, switch)
             except PluginError:
                 if self.state == "reloading":
                     self.state = before
                 raise
-            self.plan = plan
+
+    def hold_back(self, state: str, detail: str, lines: Sequence[str] = ()) -> None:
+        """Start nothing until `lift` or a reload that works. The plugin keeps its place in the
+        chain, and its policy decides."""
+        self._held = True
+        self.state, self.detail, self.last_lines = state, detail, tuple(lines)
+        self._spare.want(None)
+
+    @property
+    def held(self) -> bool:
+        """It is held back: nothing is started."""
+        return self._held
+
+    async def lift(self, plan: Plan) -> None:
+        """Start again what was held back. Raises PluginError where it does not start; then it is
+        started again and again as any other."""
+        self.plan = plan
+        self._forgive()
+        await self._start_missing()
+        self._wake.set()
+        if not self.proxy.ready:
+            raise PluginError(self.detail or f"{self.no}: did not start")
+
+    def _forgive(self) -> None:
+        self._held = False
+        self._starts = 0
+        self._crashes.clear()
+        self.last_lines = ()
+
+    def use_rights(self, package: Package, denied: Collection[str]) -> None:
+        """Let other rights hold from the next call on, for every process that lives. One of another
+        version, which only finishes its calls, loses what is denied and gains nothing."""
+        digest = self.plan.package.digest
+        self.plan = msgspec.structs.replace(self.plan, package=package)
+        for generation in self._living:
+            manifest = package.manifest
+            if generation.spec.digest != digest:
+                own = generation.session.identity.manifest
+                manifest = narrow(own, names(asked(own)), denied)
+            generation.use_manifest(manifest)
+        self._want_spare()
 
     async def configure(self, plan: Plan, budget_s: float, persist: Persist) -> None:
         """Use other settings: ask the plugin, `persist` them, then name them in its next batch.
@@ -220,21 +307,45 @@ class Supervisor:
             return
         if current is not None:
             # The process's end says more than the stream's, and comes with it.
-            with trio.move_on_after(0.05):
+            with trio.move_on_after(0 if self._spare.ready else LAST_WORDS_S):
                 await current.gone.wait()
             if current is not self._current:
                 return
             self._current = None
-            self._note_death(current)
-        await self._pause()
+            await self._note_death(current)
+        if self._held:
+            self._wake = trio.Event()
+            if not self._stop_reason:
+                await self._wake.wait()
+            return
+        if not self._spare.ready:
+            await self._pause()
         await self._start_missing()
 
-    def _note_death(self, current: Generation) -> None:
+    async def _note_death(self, current: Generation) -> None:
         if trio.current_time() - current.started_at >= HEALTHY_S:
             self._starts = 0
         self.detail = current.failure
         self.state = "backoff"
         log.warning("plugin_died", plugin=self.no, generation=current.number, reason=self.detail)
+        await self._count_crash()
+
+    async def _count_crash(self) -> None:
+        """Put the plugin into quarantine when it dies too often."""
+        now = trio.current_time()
+        self.deaths += 1
+        self._crashes.append(now)
+        while self._crashes[0] < now - self._rules.crash_window_s:
+            self._crashes.popleft()
+        if len(self._crashes) < self._rules.crashes:
+            return
+        window = f"{self._rules.crash_window_s:.0f} s"
+        reason = f"died {len(self._crashes)} times within {window}, at last: {self.detail}"
+        lines = tuple(self.ring.last_texts(QUARANTINE_LINES))
+        self.hold_back("quarantined", reason, lines)
+        log.error("plugin_quarantined", plugin=self.no, reason=reason)
+        if self._quarantine is not None:
+            await self._quarantine(self.no, Quarantine(reason, time.time(), lines))
 
     async def _pause(self) -> None:
         """Wait before a restart; ended early by a stop or by a reload that worked."""
@@ -249,7 +360,11 @@ class Supervisor:
         """Start a generation if there is none that lives."""
         async with self._lock:
             current = self._current
-            if self._stop_reason or (current is not None and not current.ended.is_set()):
+            if (
+                self._stop_reason
+                or self._held
+                or (current is not None and not current.ended.is_set())
+            ):
                 return
             self._starts += 1
             self._all_starts += 1
@@ -259,9 +374,91 @@ class Supervisor:
             except PluginError as error:
                 self.state, self.detail = "backoff", str(error)
                 log.warning("plugin_start_failed", plugin=self.no, reason=str(error))
+                await self._count_crash()
 
-    async def _start(self, plan: Plan) -> None:
+    async def _start(self, plan: Plan, switch: Switch = DIRECTLY) -> None:
         """Start a generation and make it current. Raises PluginError."""
+        assert self._nursery is not None
+        generation = await self._promote(plan) or await self._launch(plan)
+        try:
+            await self._self_test(generation)
+            await switch.before()
+            if self._stop_reason:
+                raise PluginError(f"{self.no}: is being stopped")
+            if generation.session.failure:
+                raise PluginError(f"{self.no}: did not start: {generation.failure}")
+        except BaseException:
+            generation.session.end("it did not take over")
+            raise
+        old, self._current = self._current, generation
+        self._last = generation
+        self._living.add(generation)
+        self.plan = plan
+        switch.at()
+        self.proxy.switch(generation.session)
+        if self._held:
+            self._forgive()
+        self.state, self.detail = "running", ""
+        number, pid = generation.number, generation.pid
+        log.info("plugin_running", plugin=self.no, generation=number, pid=pid)
+        self._nursery.start_soon(self._tell_end, generation)
+        if old is not None and not old.ended.is_set():
+            self._nursery.start_soon(self._drain, old)
+        self._want_spare()
+        self._wake.set()
+
+    async def _promote(self, plan: Plan) -> Generation | None:
+        """Let the spare serve, if there is one of the right kind and it does."""
+        spare = self._spare.take(plan.package)
+        if spare is None:
+            return None
+        self._starting = spare
+        try:
+            secrets = await self._open_secrets(plan.package.manifest)
+            spare.promote(self._identity(plan, spare.number), secrets)
+            await spare.session.granted.wait()
+        finally:
+            self._starting = None
+        if spare.session.failure:
+            log.warning("plugin_spare_failed", plugin=self.no, reason=spare.failure)
+            return None
+        return spare
+
+    async def _self_test(self, generation: Generation) -> None:
+        """Ask a new generation how it is, if its code has an answer. Raises PluginError."""
+        session = generation.session
+        if "health" not in session.implemented:
+            return
+        found: list[Answer] = []
+        answered = trio.Event()
+
+        def reply(answer: Answer) -> None:
+            found.append(answer)
+            answered.set()
+
+        session.submit(calls.health(HEALTH_BUDGET_S, reply))
+        with trio.move_on_after(HEALTH_BUDGET_S):
+            await answered.wait()
+        if found and isinstance(found[0], Continue):
+            return
+        why = f"no answer within {HEALTH_BUDGET_S:.0f} s"
+        if found:
+            why = found[0].text if isinstance(found[0], Refuse) else str(found[0])
+            if isinstance(found[0], Failure):
+                why = found[0].detail
+        raise PluginError(f"{self.no}: is not healthy: {escape(why)}")
+
+    def _want_spare(self) -> None:
+        wanted = self._rules.spare or self.manifest.spare
+        self._spare.want(self.plan.package if wanted and not self._held else None)
+
+    async def _make_spare(self, package: Package) -> Generation:
+        number = await self._next_generation()
+        plan = msgspec.structs.replace(self.plan, package=package, config={}, config_number=0)
+        return self._make(plan, number, None, spare=True)
+
+    async def _launch(self, plan: Plan) -> Generation:
+        """Start a process from nothing; it serves when this returns. Raises PluginError."""
         assert self._nursery is not None
         number = await self._next_generation()
         secrets = await self._open_secrets(plan.package.manifest)
@@ -271,20 +468,11 @@ class Supervisor:
             await self._nursery.start(generation.run)
         finally:
             self._starting = None
-        if self._stop_reason:
-            generation.session.end(f"stopped ({self._stop_reason})")
-            raise PluginError(f"{self.no}: is being stopped")
-        old, self._current = self._current, generation
-        self._last = generation
-        self.proxy.switch(generation.session)
-        self.state, self.detail = "running", ""
-        log.info("plugin_running", plugin=self.no, generation=number, pid=generation.pid)
-        self._nursery.start_soon(self._tell_end, generation)
-        if old is not None and not old.ended.is_set():
-            self._nursery.start_soon(self._drain, old)
-        self._wake.set()
+        return generation
 
-    def _make(self, plan: Plan, number: int, secrets: dict[str, str] | None) -> Generation:
+    def _make(
+        self, plan: Plan, number: int, secrets: dict[str, str] | None, *, spare: bool = False
+    ) -> Generation:
         manifest = plan.package.manifest
         spec = LaunchSpec(
             manifest=manifest,
@@ -293,19 +481,25 @@ class Supervisor:
             data_dir=plan.package.folder.parent / "data",
             # Short, since a socket's path is; unlike for two plugins whose numbers begin alike.
             runtime_dir=self._around.runtime_dir / f"{crc32(self.no.encode()):08x}.{number}",
+            digest=plan.package.digest,
         )
-        identity = Identity(
-            manifest=manifest,
+        identity = self._identity(plan, number)
+        return Generation(spec, identity, self._around, self.ring, secrets, spare=spare)
+
+    def _identity(self, plan: Plan, number: int) -> Identity:
+        return Identity(
+            manifest=plan.package.manifest,
             generation=number,
             config_json=plan.config_json,
             config_number=plan.config_number,
             max_payload_bytes=self._server.max_payload_bytes,
             host_version=self._server.host_version,
+            space=plan.package.space,
         )
-        return Generation(spec, identity, self._around, self.ring, secrets)
 
     async def _tell_end(self, generation: Generation) -> None:
         await generation.ended.wait()
+        self._living.discard(generation)
         if generation is self._current:
             self._wake.set()
 

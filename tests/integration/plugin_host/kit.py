@@ -15,6 +15,7 @@ from wkhost.hooks.chain import EMPTY_CHAIN, Chain
 from wkhost.hooks.target import Answer, SendCall, SendOrigin, Target
 from wkhost.link.contract import (
     GetPluginLogs,
+    InspectPlugin,
     InstallPlugin,
     PluginConfig,
     PluginStatus,
@@ -143,8 +144,11 @@ class Running:
                     return step.target
         raise AssertionError(f"{no} is not in the chain")
 
-    async def install(self, source: str, *, enable: bool = True) -> PluginStatus:
-        return await self.host.install(InstallPlugin(source, enable))
+    async def install(self, source: str, *, enable: bool = True, **fields: Any) -> PluginStatus:
+        """Agree to all that the package asks for, and install it; `fields` as in the request."""
+        digest = (await self.host.inspect(InspectPlugin(source))).digest
+        request = InstallPlugin(source, enable, **{"digest": digest, **fields})
+        return await self.host.install(request)
 
     async def configure(self, no: str, **values: Any) -> PluginConfig:
         return await self.host.tuning.configure(SetPluginConfig(no, values), by=os.geteuid())

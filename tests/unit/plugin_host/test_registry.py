@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wkhost.errors import PluginError
+from wkhost.link.contract import InstallPlugin
 from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.registry import Entry, Registry
 
@@ -24,6 +26,12 @@ def source(folder: Path, no: str = "a", version: str = "1", extra: str = "", cod
     (folder / "plugin.toml").write_text(MANIFEST.format(no=no, version=version, extra=extra))
     (folder / "main.py").write_text(code or "import json\n")
     return str(folder)
+
+
+def install(catalog: Catalog, path: str, *, enable: bool, **fields: Any) -> Entry:
+    """Install a package and agree to all that it asks for."""
+    digest = catalog.propose(path).digest
+    return catalog.install(InstallPlugin(path, enable, digest=digest, **fields))
 
 
 def test_what_is_put_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -60,7 +68,7 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
 
 def test_install_enable_disable_uninstall_without_a_server(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "plugins")
-    installed = catalog.install(source(tmp_path / "a"), enable=False)
+    installed = install(catalog, source(tmp_path / "a"), enable=False)
     assert not installed.enabled
     assert (tmp_path / "plugins" / installed.folder / "main.py").is_file()
     assert list((tmp_path / "plugins" / installed.folder / "__pycache__").iterdir())
@@ -76,9 +84,9 @@ def test_install_enable_disable_uninstall_without_a_server(tmp_path: Path) -> No
 
 def test_another_version_stands_beside_and_keeps_config_and_state(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "plugins")
-    first = catalog.install(source(tmp_path / "a"), enable=True)
+    first = install(catalog, source(tmp_path / "a"), enable=True)
     catalog.registry.change("a", config={"x": 1}, generation=7)
-    second = catalog.install(source(tmp_path / "a", version="2"), enable=False)
+    second = install(catalog, source(tmp_path / "a", version="2"), enable=False)
     assert second.enabled
     assert (second.config, second.generation) == ({"x": 1}, 7)
     assert (tmp_path / "plugins" / first.folder).is_dir()
@@ -87,10 +95,10 @@ def test_another_version_stands_beside_and_keeps_config_and_state(tmp_path: Path
 
 def test_the_same_bytes_are_the_same_version(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "plugins")
-    first = catalog.install(source(tmp_path / "a"), enable=False)
-    again = catalog.install(source(tmp_path / "a"), enable=False)
+    first = install(catalog, source(tmp_path / "a"), enable=False)
+    again = install(catalog, source(tmp_path / "a"), enable=False)
     assert first.folder == again.folder
-    other = catalog.install(source(tmp_path / "a", code="import re\n"), enable=False)
+    other = install(catalog, source(tmp_path / "a", code="import re\n"), enable=False)
     assert other.digest != first.digest
 
 
@@ -99,7 +107,7 @@ def test_a_missing_import_is_an_error_at_install(tmp_path: Path) -> None:
     folder = Path(source(tmp_path / "a", code="import json\nfrom helper import x\n"))
     (folder / "helper.py").write_text("import os, not_there_at_all\n")
     with pytest.raises(PluginError, match=r"helper\.py:1: no module named 'not_there_at_all'"):
-        catalog.install(str(folder), enable=True)
+        install(catalog, str(folder), enable=True)
     assert catalog.registry.entries() == {}
     assert [path.name for path in (tmp_path / "plugins").iterdir()] == []
 
@@ -107,7 +115,7 @@ def test_a_missing_import_is_an_error_at_install(tmp_path: Path) -> None:
 def test_install_runs_nothing_of_the_package(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     code = f"open({str(mark)!r}, 'w')\n"
-    Catalog(tmp_path / "plugins").install(source(tmp_path / "a", code=code), enable=True)
+    install(Catalog(tmp_path / "plugins"), source(tmp_path / "a", code=code), enable=True)
     assert not mark.exists()
 
 
@@ -116,23 +124,23 @@ def test_a_package_without_its_parts_is_refused(missing: str, tmp_path: Path) ->
     folder = Path(source(tmp_path / "a"))
     (folder / missing).unlink()
     with pytest.raises(PluginError, match=missing):
-        Catalog(tmp_path / "plugins").install(str(folder), enable=True)
+        install(Catalog(tmp_path / "plugins"), str(folder), enable=True)
 
 
 def test_a_cycle_is_refused_at_install_and_at_enable(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "plugins")
-    catalog.install(source(tmp_path / "a", extra='before = ["b"]'), enable=True)
+    install(catalog, source(tmp_path / "a", extra='before = ["b"]'), enable=True)
     with pytest.raises(PluginError, match="cycle a before b before a"):
-        catalog.install(source(tmp_path / "b", "b", extra='before = ["a"]'), enable=True)
+        install(catalog, source(tmp_path / "b", "b", extra='before = ["a"]'), enable=True)
     catalog.disable("a")
-    catalog.install(source(tmp_path / "b", "b", extra='before = ["a"]'), enable=True)
+    install(catalog, source(tmp_path / "b", "b", extra='before = ["a"]'), enable=True)
     with pytest.raises(PluginError, match="cycle"):
         catalog.enable("a")
 
 
 def test_changed_files_are_not_enabled(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "plugins")
-    installed = catalog.install(source(tmp_path / "a"), enable=False)
+    installed = install(catalog, source(tmp_path / "a"), enable=False)
     (tmp_path / "plugins" / installed.folder / "main.py").write_text("evil = 1\n")
     with pytest.raises(PluginError, match="have changed since the install"):
         catalog.enable("a")
@@ -140,4 +148,4 @@ def test_changed_files_are_not_enabled(tmp_path: Path) -> None:
 
 def test_an_unknown_source_names_the_built_ins(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"built-in plugin \(.*moderation"):
-        Catalog(tmp_path / "plugins").install("no-such-thing", enable=True)
+        install(Catalog(tmp_path / "plugins"), "no-such-thing", enable=True)

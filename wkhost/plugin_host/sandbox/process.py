@@ -139,25 +139,31 @@ class SandboxProcess:
     def pid(self) -> int:
         return self._plugin or self._popen.pid
 
-    async def release(self, control: bytes) -> None:
+    async def release(self, control: bytes, *, more: bool = False) -> None:
         """Wait for boot's report, look at the process, and let it go on with its token."""
+        sock = self._control
+        if sock is None:
+            return
+        if not self._plugin:
+            await self._meet(sock)
+            control = GO + control
+        try:
+            sock.sendall(control)
+        except BrokenPipeError:
+            more = False  # it has died already, which `wait` tells
+        finally:
+            if not more:
+                self._close_control()
+
+    async def _meet(self, sock: socket.socket) -> None:
         if self._own_uid is not None:
             # Nobody but the host can write to the folder that the socket is in.
             for path in self._socket_dir.iterdir():
                 os.chown(path, self._own_uid, self._own_uid, follow_symlinks=False)
-        sock = self._control
-        assert sock is not None
         await trio.lowlevel.wait_readable(sock)
         report = take_report(sock)
-        if report is None:
-            return  # it has died already, which `wait` tells
-        self._adopt(*report)
-        try:
-            sock.sendall(GO + control)
-        except BrokenPipeError:
-            return
-        finally:
-            self._close_control()
+        if report is not None:
+            self._adopt(*report)
 
     def owns(self, pid: int) -> bool:
         return pid == self._plugin or descends_from(pid, self._popen.pid)
