@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from typing import Literal
 
 import click
 import msgspec
@@ -26,6 +27,7 @@ from wkhost.link.contract import (
 from wkhost.link.errors import NoServerError
 
 _MIB = 2**20
+Justify = Literal["left", "right"]
 _BREAKER_STYLES = {"open": "bold red", "half_open": "yellow"}
 _FAILURES = ("crash", "timeout", "overload")
 
@@ -150,7 +152,10 @@ def table(plugins: Sequence[PluginRow]) -> Group:
     hooks = Table(box=None, pad_edge=False)
     names = ("plugin", "hook", "version", "calls/s", "p50 ms", "p99 ms", "outcomes", "at it")
     for name in (*names, "queue", "breaker", "lag"):
-        hooks.add_column(name, justify="left" if name in (*names[:3], "outcomes") else "right")
+        left = name in (*names[:3], "outcomes")
+        justify: Justify = "left" if left else "right"
+        # Only the outcomes may take several lines where the terminal is narrow.
+        hooks.add_column(name, justify=justify, no_wrap=name != "outcomes", min_width=len(name))
     for each in plugins:
         for row in each.hooks:
             hooks.add_row(
