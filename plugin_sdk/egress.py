@@ -43,8 +43,8 @@ class _Forwarder:
     def run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except OSError as error:
-            self.problem = str(error)
+        except Exception as error:  # noqa: BLE001 - told by `start`, in the thread that asked
+            self.problem = f"{type(error).__name__}: {error}"
         finally:
             self.ready.set()
 

@@ -18,8 +18,8 @@ from wkhost.plugin_host.auditor import MAX_KINDS, OTHER, Auditor
 WHO = Actor("operator", 1000, 42)
 
 
-def fill(folder: Path, count: int = 5, **options: int) -> AuditLog:
-    log = AuditLog(folder, **options)
+def fill(folder: Path, count: int = 5) -> AuditLog:
+    log = AuditLog(folder)
     log.append([Event(WHO, "install", f"p{number}", {"n": number}) for number in range(count)])
     return log
 

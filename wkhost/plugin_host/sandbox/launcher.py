@@ -109,6 +109,8 @@ class SandboxLauncher:
             view,
             subprocesses=manifest.sandbox.subprocesses,
             landlock_abi=ability.landlock,
+            # Only the way to its own forwarder: nothing else is in its network namespace.
+            internet=bool(manifest.capabilities.egress) and "net" in ability.held,
         )
         group = None
         if ability.groups is not None:
