@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -34,10 +34,13 @@ from wkhost.kernel.kernel import Kernel
 from wkhost.link.contract import SendMessage, Sent
 from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir
 from wkhost.link.server import LinkServer
+from wkhost.node_metrics import MetricsSource
 from wkhost.node_settings import (
+    call_records,
     egress_private,
     gateway_settings,
     kernel_settings,
+    plugin_rules,
     store_options,
     worker_settings,
 )
@@ -62,7 +65,7 @@ acknowledgement of an fsync came several times later beside a busy loop."""
 HTTP_BACKLOG = 1024
 
 Ready = Callable[[dict[str, str]], None]
-"""Told once where everything listens: tcp, ws, wss, http -> "host:port"."""
+"""Told once where everything listens: tcp, ws, wss, http, manager -> "host:port"."""
 
 log = structlog.get_logger(__name__)
 
@@ -146,9 +149,10 @@ class Node:
             chain_changed=kernel.chain_changed,
             max_payload_bytes=settings.limits.payload_bytes,
             host_version=__version__,
+            records=call_records(settings),
             secret_key=SecretKey(settings.plugin.secret_key_file, settings.root_dir),
             egress_private=egress_private(settings),
-            call_counts=kernel.call_counts,
+            rules=plugin_rules(settings),
         )
 
     async def _open_doors(
@@ -162,9 +166,15 @@ class Node:
         settings = self._settings
         token = secrets.token_hex(32)
         link_path = runtime_dir / LINK_SOCKET
-        with _listen(settings.http_addr) as http:
+        with _listen(settings.http_addr, "httpAddr") as http, ExitStack() as stack:
+            manager = None
+            if settings.manager.on:
+                manager = stack.enter_context(_listen(settings.manager.addr, "manager.addr"))
+                kernel.service.metrics = MetricsSource(kernel, gateway.statistics, plugins)
             worker = ApiWorker(
-                http, worker_settings(settings, str(link_path), token, WORKER_DRAIN_S)
+                http,
+                worker_settings(settings, str(link_path), token, WORKER_DRAIN_S),
+                manager=manager,
             )
 
             def is_plugin_process(pid: int) -> bool:
@@ -182,7 +192,7 @@ class Node:
                     # What lives as long as the server need not be looked at by the collector.
                     gc.collect()
                     gc.freeze()
-                    self._ready(_addresses(bound, http))
+                    self._ready(_addresses(bound, http, manager))
                     await self._stop.wait()
                     log.info("stopping", at_most_s=STOP_S)
                     stop_at = trio.current_time() + STOP_S
@@ -264,8 +274,8 @@ class _HostServices:
         return self._kernel.presence.offline(uids)
 
 
-def _listen(address: Address) -> socket.socket:
-    """Bind the business API's socket. Raises: ConfigError."""
+def _listen(address: Address, key: str) -> socket.socket:
+    """Bind a socket that the API worker serves. Raises: ConfigError."""
     try:
         return socket.create_server(
             (address.host, address.port),
@@ -274,16 +284,20 @@ def _listen(address: Address) -> socket.socket:
         )
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ConfigError(f"httpAddr: cannot listen on {address}: {reason}") from error
+        raise ConfigError(f"{key}: cannot listen on {address}: {reason}") from error
 
 
-def _addresses(bound: BoundAddresses, http: socket.socket) -> dict[str, str]:
+def _addresses(
+    bound: BoundAddresses, http: socket.socket, manager: socket.socket | None
+) -> dict[str, str]:
     """Return the bound addresses by kind, as people write them."""
     listening = {
         kind: str(Address("", *address))
         for kind in ("tcp", "ws", "wss")
         if (address := getattr(bound, kind)) is not None
     }
-    host, port, *_ = http.getsockname()
-    listening["http"] = str(Address("", host, port))
+    for kind, sock in (("http", http), ("manager", manager)):
+        if sock is not None:
+            host, port, *_ = sock.getsockname()
+            listening[kind] = str(Address("", host, port))
     return listening

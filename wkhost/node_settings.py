@@ -8,8 +8,11 @@ from wkhost.config import Settings
 from wkhost.config.values import Address
 from wkhost.errors import ConfigError
 from wkhost.gateway.settings import GatewaySettings
+from wkhost.hooks.breaker import BreakerRules
+from wkhost.hooks.records import CallRecords
 from wkhost.kernel.settings import KernelSettings
 from wkhost.plugin_host.egress_rules import EgressRefusedError, PrivateTarget, parse_private
+from wkhost.plugin_host.rules import Rules
 from wkhost.store.options import StoreOptions
 
 
@@ -57,6 +60,7 @@ def kernel_settings(settings: Settings) -> KernelSettings:
         whitelist_off_of_person=settings.whitelist_off_of_person,
         visitors_on=settings.customer_service.visitors_on,
         visitors_suffix=settings.customer_service.visitors_suffix,
+        journal_messages=settings.plugin.journal,
         plugin_timeout_s=settings.plugin.timeout_s,
         max_payload_bytes=settings.limits.payload_bytes,
         max_inflight_bytes=settings.limits.inflight_bytes,
@@ -65,6 +69,30 @@ def kernel_settings(settings: Settings) -> KernelSettings:
         retry_interval_s=settings.message_retry.interval_s,
         retry_scan_s=settings.message_retry.scan_interval_s,
         retry_max=settings.message_retry.max_count,
+    )
+
+
+def plugin_rules(settings: Settings) -> Rules:
+    """Return when the plugin host gives up on a plugin, and what it keeps ready."""
+    plugin = settings.plugin
+    return Rules(
+        crashes=plugin.crashes,
+        crash_window_s=plugin.crash_window_s,
+        probation_s=plugin.probation_s,
+        spare=plugin.spare,
+        max_lag=plugin.max_lag,
+    )
+
+
+def call_records(settings: Settings) -> CallRecords:
+    """Return where plugins' calls are counted, with the rules of their breakers."""
+    plugin = settings.plugin
+    return CallRecords(
+        BreakerRules(
+            failures=plugin.breaker_failures,
+            window_s=plugin.breaker_window_s,
+            pause_s=plugin.breaker_pause_s,
+        )
     )
 
 

@@ -88,6 +88,9 @@ def info_table(status: PluginStatus) -> Table:
     for hook, outcomes in status.calls.items():
         counts = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.items())
         rows.append((f"calls {hook}", cell(counts)))
+    for hook, state in status.breakers.items():
+        if state != "closed":
+            rows.append((f"breaker {hook}", cell(state.replace("_", "-"), "bold red")))
     for name, value in rows:
         table.add_row(name, value)
     return table

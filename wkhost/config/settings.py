@@ -86,17 +86,15 @@ class Manager:
         "manager.on",
         True,
         BOOLEAN,
-        "Serve the manager API and page.",
+        "Serve metrics (and later the manager API and page).",
         aliases=("monitor.on",),
-        used=False,
     )
     addr: Address = setting(
         "manager.addr",
         Address("", "0.0.0.0", 5300),
         address("", "0.0.0.0:5300"),
-        "Where the manager API and page listen.",
+        "Where metrics (and later the manager API and page) are served.",
         aliases=("monitor.addr",),
-        used=False,
     )
 
 
@@ -154,6 +152,56 @@ class Plugin:
     )
     timeout_s: float = setting(
         "plugin.timeout", 1.0, DURATION, "Time that all plugins together have to decide a message."
+    )
+    journal: int = setting(
+        "plugin.journal",
+        20_000,
+        number(1, 1_000_000),
+        "Messages whose decisions are remembered for `wkhost plugin why`.",
+    )
+    breaker_failures: int = setting(
+        "plugin.breakerFailures",
+        5,
+        number(1, 1000),
+        "Failures of one plugin and hook within the window that open its breaker.",
+    )
+    breaker_window_s: float = setting(
+        "plugin.breakerWindow", 10.0, DURATION, "Window in which such failures count."
+    )
+    breaker_pause_s: float = setting(
+        "plugin.breakerPause",
+        1.0,
+        DURATION,
+        "Time from a breaker's opening to its first probe; doubles up to 30 s while probes fail.",
+    )
+    crashes: int = setting(
+        "plugin.crashes",
+        10,
+        number(1, 100_000),
+        "Deaths of one plugin within the window that put it into quarantine.",
+    )
+    crash_window_s: float = setting(
+        "plugin.crashWindow", 120.0, DURATION, "Window in which such deaths count."
+    )
+    probation_s: float = setting(
+        "plugin.probation",
+        60.0,
+        DURATION,
+        "Time after an upgrade in which the version before comes back by itself if the new one is "
+        "worse.",
+    )
+    spare: bool = setting(
+        "plugin.spare",
+        False,
+        BOOLEAN,
+        "Keep a second process of every plugin ready; a manifest can ask for its own alone.",
+    )
+    max_lag: int = setting(
+        "plugin.maxLag",
+        0,
+        number(0, 2**53),
+        "Messages that an observing plugin may lag behind before the oldest are dropped; 0 means "
+        "any number.",
     )
     use: tuple[str, ...] | None = setting(
         "plugin.use",

@@ -390,6 +390,8 @@ class PluginStatus(msgspec.Struct, frozen=True, tag=True):
     cpu_s: float = 0.0
     calls: dict[str, dict[str, int]] = {}
     """hook -> outcome -> count."""
+    breakers: dict[str, str] = {}
+    """hook -> closed, half_open or open; of the hooks that have been called."""
     last_lines: list[str] = []
 
 

@@ -156,8 +156,11 @@ class PluginProxy:
         answered = trio.Event()
         record = self.lines[hook].record
         called_at = trio.current_time()
+        over = False
 
         def reply(index: int, answer: Answer) -> None:
+            if over:
+                return  # counted as a timeout already
             found[index] = answer
             record.took(trio.current_time() - called_at)
             record.count(answer)
@@ -169,6 +172,7 @@ class PluginProxy:
                 reply(index, Failure(Outcome.OVERLOAD, f"{self.no}: too much waits"))
         with trio.move_on_after(budget_s):
             await answered.wait()
+        over = True
         late = Failure(Outcome.TIMEOUT, f"{self.no}: no answer within {budget_s:.0f} s")
         for _ in range(len(makes) - len(found)):
             record.count(late)

@@ -50,6 +50,11 @@ def running(
         rss_bytes=rss_bytes,
         cpu_s=cpu_s,
         calls=call_counts,
+        breakers={
+            hook: line.breaker.state.name.lower()
+            for hook, line in supervisor.proxy.lines.items()
+            if hook in manifest.hooks
+        },
     )
 
 
