@@ -37,6 +37,7 @@ from wkhost.link.server import LinkServer
 from wkhost.node_metrics import MetricsSource
 from wkhost.node_settings import (
     call_records,
+    egress_allow,
     egress_private,
     gateway_settings,
     kernel_settings,
@@ -151,6 +152,7 @@ class Node:
             host_version=__version__,
             records=call_records(settings),
             secret_key=SecretKey(settings.plugin.secret_key_file, settings.root_dir),
+            egress_allow=egress_allow(settings),
             egress_private=egress_private(settings),
             rules=plugin_rules(settings),
         )

@@ -11,7 +11,13 @@ from wkhost.gateway.settings import GatewaySettings
 from wkhost.hooks.breaker import BreakerRules
 from wkhost.hooks.records import CallRecords
 from wkhost.kernel.settings import KernelSettings
-from wkhost.plugin_host.egress_rules import EgressRefusedError, PrivateTarget, parse_private
+from wkhost.plugin_host.egress_rules import (
+    EgressRefusedError,
+    PrivateTarget,
+    Target,
+    parse_private,
+    parse_target,
+)
 from wkhost.plugin_host.rules import Rules
 from wkhost.store.options import StoreOptions
 
@@ -25,6 +31,20 @@ def egress_private(settings: Settings) -> tuple[PrivateTarget, ...]:
         except EgressRefusedError as error:
             raise ConfigError(f"plugin.egressPrivate: {error}") from error
     return tuple(found)
+
+
+def egress_allow(settings: Settings) -> dict[str, list[Target]]:
+    """Return the hosts that the operator lets plugins reach, by number. Raises ConfigError."""
+    found: dict[str, list[Target]] = {}
+    for text in settings.plugin.egress_allow or ():
+        no, equals, target = text.partition("=")
+        try:
+            if not equals:
+                raise EgressRefusedError(f"{text!a}: expected NO=HOST:PORT")
+            found.setdefault(no, []).append(parse_target(target))
+        except EgressRefusedError as error:
+            raise ConfigError(f"plugin.egressAllow: {error}") from error
+    return found
 
 
 def gateway_settings(settings: Settings) -> GatewaySettings:

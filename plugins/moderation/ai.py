@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +21,6 @@ class AiConfig:
     not answer well within `timeout_ms`. `categories` limits what counts (empty: `flagged`)."""
 
     url: str = ""
-    api_key: str = field(default="", repr=False)
     model: str = "omni-moderation-latest"
     timeout_ms: int = 800
     policy: Literal["open", "closed"] = "open"
@@ -43,10 +44,11 @@ class AiUnavailableError(Exception):
 
 
 class AiModerator:
-    """One endpoint, its connections and its cache of answers."""
+    """One endpoint, its connections and its cache of answers. `key` gives what to show it now."""
 
-    def __init__(self, config: AiConfig) -> None:
+    def __init__(self, config: AiConfig, key: Callable[[], str]) -> None:
         self.config = config
+        self._key = key
         self._client: httpx.AsyncClient | None = None
         self._cache: OrderedDict[bytes, tuple[float, bool]] = OrderedDict()
 
@@ -69,10 +71,14 @@ class AiModerator:
 
         config = self.config
         if self._client is None:
+            # The way out of the sandbox, where there is one; it carries https only.
+            proxy = os.environ.get("HTTPS_PROXY") if config.url.startswith("https:") else None
+            limits = httpx.Limits(max_connections=16)
             self._client = httpx.AsyncClient(
-                limits=httpx.Limits(max_connections=16), timeout=None, trust_env=False
+                limits=limits, timeout=None, trust_env=False, proxy=proxy
             )
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        key = self._key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         body = {"model": config.model, "input": text.encode("utf-8", "replace").decode()}
         try:
             async with asyncio.timeout(config.timeout_ms / 1000):

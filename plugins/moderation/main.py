@@ -28,7 +28,8 @@ class Moderation(Plugin):
         self._matcher = Matcher(lists)
         self._refusals = {id(each): Refuse(each.code, each.text) for each in lists}
         ai = self.config.ai
-        self._ai = AiModerator(ai) if ai.url else None
+        # Asked for at each request, so that a rotated key is used at once.
+        self._ai = AiModerator(ai, lambda: self.secrets.get("ai_key", "")) if ai.url else None
         self._use(self.config)
         words = sum(len(each.words) for each in lists)
         self.log.info("word lists ready", lists=len(lists), words=words)

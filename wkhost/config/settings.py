@@ -216,12 +216,19 @@ class Plugin:
         "Key that seals plugins' secrets, outside rootDir, mode 0600; empty means the credential "
         "wkhost-secrets of the service manager, if there is one.",
     )
+    egress_allow: tuple[str, ...] | None = setting(
+        "plugin.egressAllow",
+        None,
+        STRINGS,
+        "Hosts that plugins may reach besides those of their manifest: "
+        "`moderation=api.example.com:443`, `NO=*.example.com:443`.",
+    )
     egress_private: tuple[str, ...] | None = setting(
         "plugin.egressPrivate",
         None,
         STRINGS,
-        "Addresses that are not public but that plugins may reach where their manifest lists a "
-        "host there: `10.0.0.5:8443`, `10.0.0.0/24`, `[fd00::5]:443`.",
+        "Addresses that are not public but that plugins may reach where a host that they may "
+        "reach is there: `10.0.0.5:8443`, `10.0.0.0/24`, `[fd00::5]:443`.",
     )
 
 

@@ -6,17 +6,19 @@ Used by the plugin host (in a worker thread, since it blocks) and by the CLI whi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from wkhost.errors import PluginError
 from wkhost.link import contract as c
 from wkhost.plugin_host import config_store, consent, releases, version_views
-from wkhost.plugin_host.capability import narrow
+from wkhost.plugin_host.capability import is_denied, narrow
 from wkhost.plugin_host.config_schema import merge_config, secret_names
 from wkhost.plugin_host.consent import Consent
+from wkhost.plugin_host.egress_rules import Target
 from wkhost.plugin_host.manifest import MANIFEST_NAME, Manifest, parse_manifest, read_manifest
 from wkhost.plugin_host.order import order_plugins
 from wkhost.plugin_host.package import (
@@ -42,8 +44,15 @@ class Staged(msgspec.Struct, frozen=True):
 class Catalog:
     """The plugins directory: packages and registry. All methods block; errors are PluginError."""
 
-    def __init__(self, plugins_dir: Path, secret_key: SecretKey | None = None) -> None:
+    def __init__(
+        self,
+        plugins_dir: Path,
+        secret_key: SecretKey | None = None,
+        egress_allow: Mapping[str, Sequence[Target]] = MappingProxyType({}),
+    ) -> None:
+        """`egress_allow`: what the operator's configuration lets plugins reach, by number."""
         self.plugins_dir = plugins_dir
+        self._egress_allow = egress_allow
         self.registry = Registry(plugins_dir)
         self.secrets = SecretStore(plugins_dir, secret_key or SecretKey(None, plugins_dir))
 
@@ -222,8 +231,21 @@ class Catalog:
         manifest = read_manifest(folder)
         if verify and tree_digest(folder) != entry.digest:
             raise PluginError(f"{entry.no}: files in {folder} have changed since the install")
-        manifest = narrow(manifest, entry.granted, entry.denied)
+        manifest = self._opened(narrow(manifest, entry.granted, entry.denied), entry)
         return Package(manifest, folder, entry.digest, entry.source, entry.space)
+
+    def _opened(self, manifest: Manifest, entry: Entry) -> Manifest:
+        """Add the hosts that the operator's configuration opens to the plugin."""
+        asked = manifest.capabilities
+        more = tuple(
+            target
+            for target in self._egress_allow.get(entry.no, ())
+            if target not in asked.egress and not is_denied(f"egress:{target}", entry.denied)
+        )
+        if not more:
+            return manifest
+        capabilities = msgspec.structs.replace(asked, egress=asked.egress + more)
+        return msgspec.structs.replace(manifest, capabilities=capabilities)
 
     def stand_in(self, entry: Entry) -> Package:
         """Return a package that keeps the place of one whose files are damaged; it cannot run."""

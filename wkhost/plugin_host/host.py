@@ -10,9 +10,10 @@ chain, where its policy decides.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ from wkhost.plugin_host.audit import AUDIT_FOLDER, AuditLog
 from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.catalog import Catalog, waits_error
 from wkhost.plugin_host.config_schema import merge_config
-from wkhost.plugin_host.egress_rules import PrivateTarget
+from wkhost.plugin_host.egress_rules import PrivateTarget, Target
 from wkhost.plugin_host.flusher import Flusher
 from wkhost.plugin_host.generation import Surroundings
 from wkhost.plugin_host.host_api import HostApi, HostServices
@@ -93,6 +94,7 @@ class PluginHost:
         launcher: Launcher | None = None,
         auditor: Auditor | None = None,
         secret_key: SecretKey | None = None,
+        egress_allow: Mapping[str, Sequence[Target]] = MappingProxyType({}),
         egress_private: tuple[PrivateTarget, ...] = (),
         egress_on: bool = True,
         rules: Rules = DEFAULT_RULES,
@@ -101,7 +103,7 @@ class PluginHost:
 
         `records` is where calls are counted and breakers get their rules from.
         """
-        self.catalog = Catalog(plugins_dir, secret_key)
+        self.catalog = Catalog(plugins_dir, secret_key, egress_allow)
         self.auditor = auditor or Auditor(AuditLog(plugins_dir / AUDIT_FOLDER))
         self._store = store
         self._chain_changed = chain_changed

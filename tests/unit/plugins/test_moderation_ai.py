@@ -71,13 +71,15 @@ def endpoint() -> Iterator[Endpoint]:
     server.server_close()
 
 
-def plugin(endpoint: Endpoint, **ai: Any) -> SyncPluginTest:
+def plugin(
+    endpoint: Endpoint, *, secrets: dict[str, str] | None = None, **ai: Any
+) -> SyncPluginTest:
     lists = [
         {"name": "no", "words": ["forbidden"]},
         {"name": "soft", "words": ["darn"], "action": "mask"},
     ]
     config = {"lists": lists, "ai": {"url": endpoint.url, "timeout_ms": 5000, **ai}}
-    return SyncPluginTest(Moderation, config=config)
+    return SyncPluginTest(Moderation, config=config, secrets=secrets)
 
 
 def text(content: str) -> bytes:
@@ -85,7 +87,7 @@ def text(content: str) -> bytes:
 
 
 def test_flagged_texts_are_refused_and_others_go_on(endpoint: Endpoint) -> None:
-    with plugin(endpoint, api_key="k1", model="m1") as t:
+    with plugin(endpoint, secrets={"ai_key": "k1"}, model="m1") as t:
         assert t.send(text("a bad text")) == Refuse(11, "refused by moderation")
         assert t.send(text("a good text")) == Continue()
         assert t.send(text("darn good")) == Replace(text("**** good"))
@@ -93,6 +95,18 @@ def test_flagged_texts_are_refused_and_others_go_on(endpoint: Endpoint) -> None:
     first = endpoint.requests[0]
     assert first["path"] == "/v1/moderations"
     assert (first["key"], first["model"], first["input"]) == ("Bearer k1", "m1", "a bad text")
+
+
+def test_a_rotated_key_is_used_from_the_next_request(endpoint: Endpoint) -> None:
+    with plugin(endpoint, secrets={"ai_key": "first"}) as t:
+        t.send(text("one"))
+        t.secrets_update({"ai_key": "second"})
+        t.send(text("two"))
+        t.secrets_update({})
+        t.send(text("three"))
+        t.stop()
+    keys = [request["key"] for request in endpoint.requests]
+    assert keys == ["Bearer first", "Bearer second", None]
 
 
 def test_words_decide_without_asking(endpoint: Endpoint) -> None:
