@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,8 @@ def agreed(arguments: Sequence[str]) -> list[str]:
     """Return the options of an install that agree to the packages named by `arguments`."""
     words: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for source in arguments:
-            if not source.startswith("--") and builtin_folder(source) is None:
+        for source in takewhile(lambda word: not word.startswith("--"), arguments):
+            if builtin_folder(source) is None:
                 digest = inspect_package(source, Path(folder)).digest
                 words += ["--digest", f"sha256:{digest}"]
     return ["--yes", *words] if words else []

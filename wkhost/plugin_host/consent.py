@@ -43,12 +43,11 @@ def is_builtin(source: str) -> bool:
 
 
 def origin(source: str) -> str:
-    """Return what two versions of one plugin have in common: a built-in's name, a folder, or the
-    folder that an archive lies in."""
+    """Return what two versions of one plugin have in common: a built-in's name, or the folder that
+    the package lies in."""
     if is_builtin(source):
         return f"built-in {source}"
-    path = Path(source)
-    return str(path.parent if path.name.endswith((".tar.gz", ".tgz", ".zip")) else path)
+    return str(Path(source).parent)
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:

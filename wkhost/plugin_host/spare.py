@@ -83,7 +83,8 @@ class Spare:
         try:
             await spare.run()
         except PluginError as error:
-            log.warning("plugin_spare_failed", plugin=self._no, reason=str(error))
+            if self._waiting is spare:
+                log.warning("plugin_spare_failed", plugin=self._no, reason=str(error))
         if self._waiting is spare:
             self._waiting = None
             self._slow_down()

@@ -48,7 +48,7 @@ HEALTHY_S = 10.0
 HEALTH_BUDGET_S = 5.0
 LAST_WORDS_S = 0.05
 """How long a death may take to tell why."""
-QUARANTINE_LINES = 10
+QUARANTINE_LINES = 20
 
 log = structlog.get_logger(__name__)
 
@@ -340,7 +340,8 @@ class Supervisor:
         if len(self._crashes) < self._rules.crashes:
             return
         window = f"{self._rules.crash_window_s:.0f} s"
-        reason = f"died {len(self._crashes)} times within {window}, at last: {self.detail}"
+        often = f"{len(self._crashes)} times" if len(self._crashes) > 1 else "once"
+        reason = f"died {often} within {window}, at last: {self.detail}"
         lines = tuple(self.ring.last_texts(QUARANTINE_LINES))
         self.hold_back("quarantined", reason, lines)
         log.error("plugin_quarantined", plugin=self.no, reason=reason)

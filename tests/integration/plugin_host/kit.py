@@ -165,12 +165,14 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, **options: Any) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, *, store_path: Path | None = None, **options: Any
+) -> AsyncIterator[Running]:
     """Run a host below `folder`; on leaving it is stopped as the server stops it.
 
-    `options` go to the PluginHost.
+    The store is in memory without a path. `options` go to the PluginHost.
     """
-    store = await open_store(None)
+    store = await open_store(store_path)
     async with trio.open_nursery() as nursery:
         it = Running(folder, store, **options)
         await nursery.start(it.host.run)
