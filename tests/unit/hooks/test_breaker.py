@@ -192,6 +192,31 @@ async def test_held_messages_wait_for_the_probe_and_leave_in_order(
         assert not b.refused
 
 
+async def test_held_messages_are_asked_within_100_ms_of_a_sign_of_life(
+    autojump_clock: MockClock,
+) -> None:
+    async with bench() as b:
+        await trio.sleep(1)
+        target = ManualTarget("p", b.dispatcher)
+        step = Step(target, Policy.HOLD, hold_s=HOLD_S)
+        b.dispatcher.set_chain(Chain(1, send=(step,)))
+        await b.hang(step)
+        late = list(target.calls)
+        target.calls.clear()
+        for _ in range(3):
+            b.send(step)
+        assert state(target) is BreakerState.OPEN
+        assert target.calls == []
+        start = trio.current_time()
+        b.dispatcher.answered("p", [(call.call_id, CONTINUE) for call in late])
+        while len(b.decided) < DEFAULT_RULES.failures + 3:
+            await trio.sleep(0.001)
+            while target.calls:
+                target.answer(CONTINUE)
+        assert trio.current_time() - start <= 0.1
+        assert not b.refused
+
+
 async def test_what_a_dying_process_held_counts_as_one_failure(autojump_clock: MockClock) -> None:
     async with bench() as b:
         target = ManualTarget("p", b.dispatcher)
