@@ -33,7 +33,7 @@ from wkhost.hooks.specs import hookimpl, host_hooks
 from wkhost.kernel.kernel import Kernel
 from wkhost.link.contract import SendMessage, Sent
 from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir
-from wkhost.link.server import LinkServer
+from wkhost.link.server import LinkServer, ignore_refusal
 from wkhost.node_metrics import MetricsSource
 from wkhost.node_settings import (
     call_records,
@@ -184,7 +184,11 @@ class Node:
                 return pid != worker.pid and descends_from(pid, os.getpid())
 
             link = LinkServer(
-                link_path, kernel.service, api_token=token, is_plugin_process=is_plugin_process
+                link_path,
+                kernel.service,
+                api_token=token,
+                is_plugin_process=is_plugin_process,
+                refused=ignore_refusal if plugins is None else plugins.auditor.link_refused,
             )
             async with trio.open_nursery() as doors:
                 await doors.start(link.run)

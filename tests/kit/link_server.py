@@ -10,7 +10,15 @@ from tempfile import TemporaryDirectory
 import trio
 
 from tests.kit.fake_service import FakeService
-from wkhost.link.server import DEFAULT_LIMITS, LinkLimits, LinkServer, Service, no_plugins
+from wkhost.link.contract import Actor
+from wkhost.link.server import (
+    DEFAULT_LIMITS,
+    LinkLimits,
+    LinkServer,
+    Service,
+    ignore_refusal,
+    no_plugins,
+)
 
 API_TOKEN = "token-of-the-worker"
 
@@ -21,6 +29,7 @@ async def serve_link(
     *,
     limits: LinkLimits = DEFAULT_LIMITS,
     is_plugin_process: Callable[[int], bool] = no_plugins,
+    refused: Callable[[Actor, str], None] = ignore_refusal,
 ) -> AsyncIterator[tuple[Path, LinkServer]]:
     """Yield the socket's path and the server; a `FakeService` answers unless one is given."""
     with TemporaryDirectory(prefix="wkl-") as directory:
@@ -31,6 +40,7 @@ async def serve_link(
             api_token=API_TOKEN,
             limits=limits,
             is_plugin_process=is_plugin_process,
+            refused=refused,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)

@@ -88,11 +88,16 @@ def no_plugins(pid: int) -> bool:
     return False
 
 
+def ignore_refusal(actor: Actor, reason: str) -> None:
+    """The `refused` of a server that keeps no record of them besides its log."""
+
+
 class LinkServer:
     """Listens on `path` (mode 0600, in a private directory) and serves until cancelled.
 
     `api_token` is what a peer must show to be an API worker. `is_plugin_process(pid)` says whether
-    a process is, or descends from, a plugin: such peers are refused whatever they know.
+    a process is, or descends from, a plugin: such peers are refused whatever they know. `refused`
+    is told of every peer that is not admitted, with the reason.
     """
 
     def __init__(
@@ -102,12 +107,14 @@ class LinkServer:
         *,
         api_token: str,
         is_plugin_process: Callable[[int], bool] = no_plugins,
+        refused: Callable[[Actor, str], None] = ignore_refusal,
         limits: LinkLimits = DEFAULT_LIMITS,
     ) -> None:
         self._path = path
         self._service = service
         self._api_token = api_token
         self._is_plugin_process = is_plugin_process
+        self.refused = refused
         self._limits = limits
         self._connections: set[_Connection] = set()
         self._requests = 0
@@ -312,6 +319,7 @@ class _Connection:
             try:
                 self._server.admit(pid, uid, hello.role, hello.token, hello.protocol)
             except LinkRefusedError as refusal:
+                self._server.refused(Actor(hello.role, uid, pid), str(refusal))
                 answer = Error(ErrorKind.FORBIDDEN, str(refusal))
                 await self._stream.send_all(pack_handshake(answer))
                 raise

@@ -71,6 +71,11 @@ class Auditor:
         kinds[key] = kinds.get(key, 0) + 1
         self._wake.set()
 
+    def link_refused(self, actor: Actor, reason: str) -> None:
+        """Count a peer that the link did not admit."""
+        what = f"role {actor.role[:40]!a}, uid {actor.uid}, process {actor.pid}: {reason}"
+        self.deny("", "link_refused", what)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what was noted until cancelled, and the rest then."""
         task_status.started()

@@ -164,6 +164,8 @@ class Generation:
             process = self._around.launcher.launch(self.spec)
             self.pid = process.pid
             self._tell(process.note)
+            if self._around.launcher.layers(self.spec.manifest).get("sandbox") == "OFF":
+                self._around.auditor.deny(self._no, "sandbox_off", "by the configuration")
             granted = await self._live(process, task_status)
         finally:
             self.session.end("the generation was cancelled")

@@ -131,7 +131,11 @@ class PluginHost:
         self._broken: dict[str, str] = {}
         self._rings: dict[str, LogRing] = {}
         self._observation = Observation(
-            store, services, max_lag=rules.max_lag, dropped=self._note_dropped
+            store,
+            services,
+            max_lag=rules.max_lag,
+            dropped=self._note_dropped,
+            skipped=self._note_skipped,
         )
         self._changing = trio.Lock()
         self.upgrades = Upgrades(
@@ -553,6 +557,9 @@ class PluginHost:
         """An observer lost messages by the operator's bound: that is never silent."""
         log.error("plugin_observer_dropped", plugin=no, hook=hook, messages=count)
         self.auditor.note("observer_dropped", no, hook=hook, messages=count)
+
+    def _note_skipped(self, no: str, hook: str, message_id: int) -> None:
+        self.auditor.note("observer_skipped", no, hook=hook, message_id=message_id)
 
     def _manifests(self) -> dict[str, Manifest]:
         return {no: active.manifest for no, active in self._active.items()}

@@ -28,12 +28,15 @@ class Observation:
         *,
         max_lag: int = 0,
         dropped: Callable[[str, str, int], None] = lambda no, hook, count: None,
+        skipped: Callable[[str, str, int], None] = lambda no, hook, message_id: None,
     ) -> None:
-        """`dropped(no, hook, count)` is told of messages that a plugin lagged too far behind."""
+        """`dropped(no, hook, count)` is told of messages that a plugin lagged too far behind,
+        `skipped(no, hook, message_id)` of one that it failed over and over."""
         self._store = store
         self._recipients = recipients
         self._max_lag = max_lag
         self._dropped = dropped
+        self._skipped = skipped
         self._of: dict[str, tuple[trio.CancelScope, list[Observer]]] = {}
         self._all: tuple[Observer, ...] = ()
 
@@ -112,6 +115,7 @@ class Observation:
             tell=partial(supervisor.ring.add, 0, HOST_STREAM),
             max_lag=self._max_lag,
             dropped=partial(self._dropped, supervisor.no, hook),
+            skipped=partial(self._skipped, supervisor.no, hook),
         )
 
     def _note_all(self) -> None:

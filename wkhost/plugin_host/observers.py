@@ -57,11 +57,13 @@ class Observer:
         tell: Callable[[str], None],
         max_lag: int = 0,
         dropped: Callable[[int], None] = lambda count: None,
+        skipped: Callable[[int], None] = lambda message_id: None,
     ) -> None:
         """`hand_over` gives messages to the plugin and returns when it is done with all of them;
         it raises PluginError when they must come again. `tell` writes a line of the host into the
         plugin's log. A plugin that lags by more than `max_lag` messages (0: no bound) loses the
-        oldest of them; `dropped` is told how many.
+        oldest of them; `dropped` is told how many. `skipped` is told of a message that it is not
+        given any more.
         """
         self.no = proxy.no
         self.hook = hook
@@ -78,6 +80,7 @@ class Observer:
         self._tell = tell
         self._max_lag = max_lag
         self._dropped = dropped
+        self._skipped = skipped
         self._grew = trio.Event()
         self._ending = False
         self.finished = trio.Event()
@@ -185,6 +188,7 @@ class Observer:
             log_pos=message.log_pos,
             message_id=message.message_id,
         )
+        self._skipped(message.message_id)
         self._tell(
             f"{self.hook} failed {TRIES} times for message {message.message_id} "
             f"(log_pos {message.log_pos}): skipped"

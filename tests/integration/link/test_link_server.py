@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,34 @@ async def test_plugin_processes_are_refused_whatever_they_know() -> None:
         seen.append(pid)
         return True
 
-    async with serve_link(is_plugin_process=is_plugin) as (path, _):
+    told: list[tuple[contract.Actor, str]] = []
+    refused = partial(_keep, told)
+    async with serve_link(is_plugin_process=is_plugin, refused=refused) as (path, _):
         with pytest.raises(LinkRefusedError, match="plugins"):
             await ask(path, contract.GetHealth(), contract.API_WORKER, API_TOKEN)
     assert seen == [os.getpid()]
+    ((actor, reason),) = told
+    assert actor == contract.Actor(contract.API_WORKER, os.getuid(), os.getpid())
+    assert "plugins" in reason
+
+
+def _keep(told: list[tuple[contract.Actor, str]], actor: contract.Actor, reason: str) -> None:
+    told.append((actor, reason))
+
+
+async def test_the_service_learns_who_asks_from_the_operating_system() -> None:
+    seen: list[contract.Actor] = []
+
+    class Curious(FakeService):
+        async def handle(
+            self, request: contract.Request, actor: contract.Actor
+        ) -> contract.Response:
+            seen.append(actor)
+            return await super().handle(request, actor)
+
+    async with serve_link(Curious()) as (path, _):
+        await ask(path, contract.GetHealth(), contract.OPERATOR)
+    assert seen == [contract.Actor(contract.OPERATOR, os.getuid(), os.getpid())]
 
 
 async def test_roles_bound_what_may_be_asked() -> None:

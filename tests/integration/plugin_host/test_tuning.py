@@ -369,3 +369,14 @@ class Curious(Plugin):
     assert record["plugin"] == "curious"
     assert record["details"]["count"] == 50
     assert record["details"]["what"].startswith("capabilities.kv_bytes")
+
+
+async def test_an_impostor_and_a_refused_peer_of_the_link_are_recorded(tmp_path: Path) -> None:
+    async with running(tmp_path) as it:
+        it.host.auditor.link_refused(c.Actor("operator\n", 7, 42), "plugins may not")
+        it.host.auditor.deny("p", "impostor", "uid 7, process 42")
+    records = {r["action"]: r for r in it.host.auditor.log.read()}
+    assert records["link_refused"]["details"]["what"] == (
+        "role 'operator\\n', uid 7, process 42: plugins may not"
+    )
+    assert records["impostor"]["plugin"] == "p"
