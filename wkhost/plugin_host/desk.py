@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from wkhost.errors import PluginError
+from wkhost.errors import PluginError, WkhostError
 from wkhost.link import contract as c
 from wkhost.plugin_host.audit import Event
 from wkhost.plugin_host.audit_events import describe, read_audit
@@ -47,15 +47,17 @@ class Desk:
     async def handle(self, request: c.PluginRequest, actor: c.Actor) -> c.Response:
         """Answer one request. Raises PluginError."""
         described = describe(request)
-        handler = self._handlers.get(type(request))
-        if handler is None:
+        handler: Callable[[Any], Awaitable[c.Response]]
+        if isinstance(request, c.SetPluginConfig):
             handler = partial(self._host.tuning.configure, by=actor.uid)
+        else:
+            handler = self._handlers[type(request)]
         if described is None:
             return await handler(request)
         action, plugin, details = described
         try:
             answer = await handler(request)
-        except PluginError as error:
+        except WkhostError as error:
             await self._record(Event(actor, action, plugin, {**details, "failed": str(error)}))
             raise
         if isinstance(answer, c.PluginStatus):
