@@ -53,7 +53,20 @@ def _send(call: plugin_pb2.SendCall) -> tuple[Any, ...]:
 
 
 def _persist_after(call: plugin_pb2.PersistAfterCall) -> tuple[Any, ...]:
-    return ([message(wire, call) for wire in call.messages],)
+    if not call.lineages:
+        return ([message(wire, call) for wire in call.messages],)
+    pairs = zip(call.messages, call.lineages, strict=True)
+    return ([message(wire, _Observed(call.budget_ms, lineage)) for wire, lineage in pairs],)
+
+
+class _Observed:
+    """What a message of a batch has of its call, with a lineage of its own."""
+
+    __slots__ = ("budget_ms", "lineage")
+
+    def __init__(self, budget_ms: int, lineage: bytes) -> None:
+        self.budget_ms = budget_ms
+        self.lineage = lineage
 
 
 def _receive(call: plugin_pb2.ReceiveCall) -> tuple[Any, ...]:

@@ -56,8 +56,9 @@ class Host:
 
         `channel_id` of a person chat is the receiver's uid. A repeat with the same
         `client_msg_no` gives the first message's ids. A refusal is no exception: see
-        `Sent.accepted`. The send is tied to the call that is being handled; `cause` names another
-        message instead, as a batch handler must.
+        `Sent.accepted`. The send is tied to the call that is being handled; `cause` names a message
+        instead, as handlers of batches (`persist_after` too) must. A send that is tied to nothing
+        counts against the plugin's send rate.
         """
         lineage = cause.lineage if cause is not None else current_lineage()
         request = convert.send_request(

@@ -181,8 +181,8 @@ async def hook_stream(folder: Path) -> AsyncIterator[HookStream]:
         await nursery.start(host.run)
         try:
             source = write_empty_plugin(folder / "sources", NO)
-            proposal = await host.inspect(InspectPlugin(str(source)))
-            await host.install(InstallPlugin(str(source), digest=proposal.digest))
+            proposal = await host.versions.inspect(InspectPlugin(str(source)))
+            await host.versions.install(InstallPlugin(str(source), digest=proposal.digest))
             yield HookStream(host, caller)
         finally:
             with trio.move_on_after(_STOP_S, shield=True):

@@ -131,7 +131,10 @@ def persist_after(
     def encode(pending: Pending, session: Session, now: float) -> bytes:
         spec = session.identity.manifest.hooks.get("persist_after")
         payload = spec is not None and spec.payload
-        content = codec.persist_after_call(pending.call_id, messages, int(budget_s * 1000), payload)
+        lineages = [session.lineage_of_message(m) for m in messages] if session.may_send else []
+        content = codec.persist_after_call(
+            pending.call_id, messages, int(budget_s * 1000), payload, lineages
+        )
         return codec.field_bytes(codec.PERSIST_AFTER, content)
 
     # The observer itself offers the messages again, once this generation is done with them.

@@ -152,9 +152,13 @@ def user_get_call(call: UserGetCall, budget_ms: int, token: bool) -> bytes:
 
 
 def persist_after_call(
-    call_id: int, messages: Sequence[Message], budget_ms: int, payload: bool
+    call_id: int,
+    messages: Sequence[Message],
+    budget_ms: int,
+    payload: bool,
+    lineages: Sequence[bytes],
 ) -> bytes:
-    wire = plugin_pb2.PersistAfterCall(call_id=call_id, budget_ms=budget_ms)
+    wire = plugin_pb2.PersistAfterCall(call_id=call_id, budget_ms=budget_ms, lineages=lineages)
     add = wire.messages.add
     for message in messages:
         fill_message(add(), message, payload)

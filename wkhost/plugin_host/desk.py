@@ -25,12 +25,12 @@ class Desk:
         self._host = host
         self._auditor = host.auditor
         self._handlers: dict[type, Callable[[Any], Awaitable[c.Response]]] = {
-            c.InspectPlugin: host.inspect,
-            c.InstallPlugin: host.install,
-            c.UpgradePlugin: host.upgrade,
-            c.RollbackPlugin: host.rollback,
-            c.GrantPlugin: host.grant,
-            c.GetPluginVersions: host.versions,
+            c.InspectPlugin: host.versions.inspect,
+            c.InstallPlugin: host.versions.install,
+            c.UpgradePlugin: host.versions.upgrade,
+            c.RollbackPlugin: host.versions.rollback,
+            c.GrantPlugin: host.versions.grant,
+            c.GetPluginVersions: host.versions.versions,
             c.PluginAction: host.act,
             c.ListPlugins: self._list,
             c.GetPlugin: self._get,

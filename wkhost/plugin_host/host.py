@@ -10,7 +10,7 @@ chain, where its policy decides.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from wkhost.link import contract
 from wkhost.plugin_host import figures, status
 from wkhost.plugin_host.audit import AUDIT_FOLDER, AuditLog
 from wkhost.plugin_host.auditor import Auditor
-from wkhost.plugin_host.catalog import Catalog, waits_error
+from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.config_schema import merge_config
 from wkhost.plugin_host.egress_rules import PrivateTarget, Target
 from wkhost.plugin_host.flusher import Flusher
@@ -43,8 +43,6 @@ from wkhost.plugin_host.order import build_chain, order_plugins
 from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.pacer import Pacer
 from wkhost.plugin_host.package import Package, builtin_folder
-from wkhost.plugin_host.probation import figures as figures_of
-from wkhost.plugin_host.probation import judge
 from wkhost.plugin_host.process import Launcher
 from wkhost.plugin_host.registry import Entry, Quarantine
 from wkhost.plugin_host.rules import Rules
@@ -62,13 +60,11 @@ from wkhost.plugin_host.supervisor import (
 )
 from wkhost.plugin_host.tuning import Tuning
 from wkhost.plugin_host.upgrades import Upgrades
+from wkhost.plugin_host.versions import Versions
 from wkhost.store import mutations
 from wkhost.store.store import Store
 from wkhost.types import Message
 
-LOOK_EVERY_S = 1.0
-"""How often a version on probation is judged."""
-TAKE_BACK_S = 60.0
 PINNED_S = 1.0
 """How long messages admitted under the old chain may still reach a plugin that left it."""
 
@@ -139,9 +135,12 @@ class PluginHost:
         )
         self._changing = trio.Lock()
         self.upgrades = Upgrades(
-            self.catalog, store, self._api, self._observation, self._running, self._swap
+            self.catalog, store, self._api, self._observation, self.running, self.swap
         )
-        self.tuning = Tuning(self.catalog, self._running, self._changing)
+        self.versions = Versions(
+            self, self.upgrades, self._observation, self._changing, rules.probation_s
+        )
+        self.tuning = Tuning(self.catalog, self.running, self._changing)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -192,9 +191,9 @@ class PluginHost:
             async with trio.open_nursery() as nursery:
                 for supervisor in supervisors:
                     nursery.start_soon(self._activate, supervisor)
-            self._new_chain()
+            self.new_chain()
             for no in list(self._active):
-                await self._observe(no)
+                await self.observe(no)
 
     async def act(self, request: contract.PluginAction) -> contract.PluginStatus:
         """Do one of enable, disable, reload, uninstall."""
@@ -211,65 +210,6 @@ class PluginHost:
             )
         return await action(request.no)
 
-    async def inspect(self, request: contract.InspectPlugin) -> contract.PluginProposal:
-        """Look at a package and say what it asks for, without installing it."""
-        async with self._changing:
-            return await self._in_thread(self.catalog.propose, request.source)
-
-    async def install(self, request: contract.InstallPlugin) -> contract.PluginStatus:
-        """Install or upgrade. A running plugin goes over; if that fails the old version stays."""
-        async with self._changing:
-            staged = await self._in_thread(self.catalog.stage, request)
-            no = staged.package.manifest.no
-            if staged.consent.waiting:
-                await self._in_thread(self.catalog.register, staged)
-                raise waits_error(staged)
-            active = self._active.get(no)
-            leaving = None if active is None else active.plan.package
-            entry = await self.upgrades.take(staged)
-            if active is None:
-                if request.enable or entry.enabled:
-                    await self._enable(no)
-            elif leaving is not None and leaving.digest != entry.digest:
-                self._watch(active, leaving.manifest.version)
-            else:
-                await self._swap(no, await self._plan(entry))
-            return self.info(no)
-
-    async def upgrade(self, request: contract.UpgradePlugin) -> contract.PluginStatus:
-        """Use a version that waited for consent."""
-        async with self._changing:
-            active = self._active.get(request.no)
-            leaving = None if active is None else active.manifest.version
-            await self.upgrades.agree(request.no, request.digest, request.granted)
-            if active is not None and leaving is not None:
-                self._watch(active, leaving)
-            return self.info(request.no)
-
-    async def rollback(self, request: contract.RollbackPlugin) -> contract.PluginStatus:
-        """Go back to a version or snapshot that was agreed to."""
-        async with self._changing:
-            await self.upgrades.go_back(request.no, request.to)
-            if request.no in self._active:
-                await self._observe(request.no)
-            return self.info(request.no)
-
-    async def grant(self, request: contract.GrantPlugin) -> contract.PluginStatus:
-        """Grant or deny one capability; it holds from the plugin's next call on."""
-        no = request.no
-        async with self._changing:
-            change = partial(
-                self.catalog.set_grant, no, request.capability, granted=request.granted
-            )
-            entry = await self._in_thread(change)
-            active = self._active.get(no)
-            if active is not None:
-                await self._use_rights(active, await self._plan(entry), entry.denied)
-            return self.info(no)
-
-    async def versions(self, request: contract.GetPluginVersions) -> contract.PluginVersions:
-        return await self._in_thread(self.catalog.versions, request.no)
-
     async def enable(self, no: str) -> contract.PluginStatus:
         """Start it and give it its place; if it does not start it stays disabled.
 
@@ -278,13 +218,13 @@ class PluginHost:
         async with self._changing:
             active = self._active.get(no)
             if active is None:
-                await self._enable(no)
+                await self.start(no)
             else:
                 entry = await self._in_thread(self.catalog.enable, no)
                 if active.held:
-                    await active.lift(await self._plan(entry))
-                    self._new_chain()
-                    await self._observe(no)
+                    await active.lift(await self.plan(entry))
+                    self.new_chain()
+                    await self.observe(no)
             return self.info(no)
 
     async def disable(self, no: str) -> contract.PluginStatus:
@@ -302,7 +242,7 @@ class PluginHost:
             raise PluginError(f"{no}: not running, enable it first")
         if active.held:
             raise PluginError(f"{no}: {active.state}: {active.detail}; enable starts it again")
-        await self._swap(no, await self._plan(entry))
+        await self.swap(no, await self.plan(entry))
         return self.info(no)
 
     async def uninstall(self, no: str) -> contract.PluginStatus:
@@ -353,7 +293,8 @@ class PluginHost:
         """Return counts, queues, breakers and processes of the active plugins."""
         active = [self._active[no] for no in sorted(self._active)]
         observed = {each.no: self._observation.statistics(each.no) for each in active}
-        return await figures.all_figures(active, self.records, observed)
+        layers = {each.no: self._around.launcher.layers(each.manifest) for each in active}
+        return await figures.all_figures(active, self.records, observed, layers)
 
     def plugin_values(self, no: str, after: bytes) -> contract.PluginValues:
         """Return a page of a plugin's key-value store."""
@@ -393,7 +334,7 @@ class PluginHost:
             held = "quarantined", entry.quarantine.reason
         try:
             entry = await self.upgrades.bring_values(entry)
-            plan = await self._plan(entry)
+            plan = await self.plan(entry)
         except PluginError as error:
             log.error("plugin_broken", plugin=entry.no, reason=str(error))
             self._broken[entry.no] = str(error)
@@ -407,7 +348,7 @@ class PluginHost:
             supervisor.hold_back(*held, lines)
         return supervisor
 
-    async def _plan(self, entry: Entry) -> Plan:
+    async def plan(self, entry: Entry) -> Plan:
         """Return what the next process of an entry is made of; its files are checked."""
         package = await self._in_thread(partial(self.catalog.load, entry, verify=True))
         return Plan(package, _merged(package, entry.config), entry.config_number)
@@ -438,21 +379,22 @@ class PluginHost:
         self._broken.pop(supervisor.no, None)
         await self._nursery.start(supervisor.run)
 
-    async def _enable(self, no: str) -> None:
+    async def start(self, no: str) -> None:
+        """Start an installed plugin that is not active, and enable it; as `enable` otherwise."""
         entry = await self._in_thread(self.catalog.registry.get, no)
         entry = await self.upgrades.bring_values(entry)
-        supervisor = self._supervisor(await self._plan(entry))
+        supervisor = self._supervisor(await self.plan(entry))
         await self._activate(supervisor)
         try:
             if not supervisor.proxy.ready:
                 raise PluginError(supervisor.detail or f"{no}: did not start")
-            self._new_chain()
+            self.new_chain()
         except PluginError:
             del self._active[no]
             await supervisor.stop("disable")
             raise
         await self._in_thread(self.catalog.enable, no)
-        await self._observe(no)
+        await self.observe(no)
 
     async def _deactivate(self, no: str, reason: str) -> None:
         active = self._active.get(no)
@@ -460,7 +402,7 @@ class PluginHost:
             return
         was_first = all(place.no == no for place in status.order_until(no, self._manifests()))
         del self._active[no]
-        self._new_chain()
+        self.new_chain()
         self._observation.stop(no)
         with trio.move_on_after(DRAIN_S):
             if not was_first:
@@ -469,7 +411,7 @@ class PluginHost:
             await active.wait_idle()
         await active.stop(reason)
 
-    async def _swap(self, no: str, plan: Plan, switch: Switch = DIRECTLY) -> None:
+    async def swap(self, no: str, plan: Plan, switch: Switch = DIRECTLY) -> None:
         """Let a new generation take over, and the chain and the observers follow."""
         active = self._active[no]
         # Refuses a cycle before anything is started.
@@ -486,69 +428,16 @@ class PluginHost:
             await active.reload(plan, other)
         finally:
             if changed or other is not DIRECTLY:
-                self._new_chain()
-                await self._observe(no)
+                self.new_chain()
+                await self.observe(no)
 
-    async def _use_rights(self, active: Supervisor, plan: Plan, denied: Sequence[str]) -> None:
-        """Let what is granted now hold: at once where that is possible, else with a new process."""
-        before, after = active.manifest, plan.package.manifest
-        way_out = bool(after.capabilities.egress) and not before.capabilities.egress
-        if (before.limits, before.sandbox) != (after.limits, after.sandbox) or way_out:
-            await self._swap(active.no, plan)
-        else:
-            active.use_rights(plan.package, denied)
-            if before.hooks != after.hooks:
-                self._new_chain()
-                await self._observation.settle(active.no, DRAIN_S)
-                await self._observe(active.no)
-            if before.schema != after.schema:
-                await active.renew_secrets()
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run something beside the plugins, as long as they run."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
 
-    def _watch(self, active: Supervisor, before: str) -> None:
-        """Begin the probation of the version that `active` has gone over to."""
-        if self._nursery is not None and self._rules.probation_s:
-            self._nursery.start_soon(self._probation, active, before)
-
-    async def _probation(self, active: Supervisor, before: str) -> None:
-        """Take the version back if it shows to be worse than the one before."""
-        no, package = active.no, active.plan.package
-        version = package.manifest.version
-        deaths = active.deaths
-        start = figures_of(self.records.of(no), version)
-        with trio.move_on_after(self._rules.probation_s):
-            while True:
-                await trio.sleep(min(LOOK_EVERY_S, self._rules.probation_s / 10))
-                if (
-                    self._active.get(no) is not active
-                    or active.plan.package.folder != package.folder
-                ):
-                    return
-                records = self.records.of(no)
-                now = figures_of(records, version).minus(start)
-                why = judge(figures_of(records, before), now, active.deaths - deaths)
-                if why:
-                    break
-            else:
-                return
-            text = f"{version} was taken back: {why}"
-            await self._take_back(active, package, text)
-
-    async def _take_back(self, active: Supervisor, package: Package, why: str) -> None:
-        no = active.no
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + TAKE_BACK_S):
-            async with self._changing:
-                if active.plan.package.folder != package.folder:
-                    return
-                log.error("plugin_taken_back", plugin=no, reason=why)
-                try:
-                    await self.upgrades.go_back(no, "", why)
-                except PluginError as error:
-                    log.error("plugin_not_taken_back", plugin=no, reason=str(error))
-                    self.auditor.note("rollback", no, reason=why, failed=str(error))
-                    return
-                self.auditor.note("rollback", no, reason=why)
-
-    def _new_chain(self) -> None:
+    def new_chain(self) -> None:
+        """Let the members of the chain be those that are active now, as their manifests say."""
         chain = build_chain(self._chain_number + 1, self._manifests(), self._proxy)
         self._chain_number += 1
         self._chain_changed(chain)
@@ -564,13 +453,15 @@ class PluginHost:
     def _manifests(self) -> dict[str, Manifest]:
         return {no: active.manifest for no, active in self._active.items()}
 
-    def _running(self, no: str) -> Supervisor | None:
+    def running(self, no: str) -> Supervisor | None:
+        """Return the supervisor of an active plugin."""
         return self._active.get(no)
 
     def _proxy(self, no: str) -> Any:
         return self._active[no].proxy
 
-    async def _observe(self, no: str) -> None:
+    async def observe(self, no: str) -> None:
+        """Give a plugin the observers of its manifest, if it is active."""
         active = self._active.get(no)
         if self._nursery is not None and active is not None:
             await self._observation.start(self._nursery, active, active.manifest)

@@ -58,13 +58,19 @@ class PluginFrame(_message.Message):
         verdicts: Global___VerdictBatch | None = ...,
         credit: Global___Credit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal[
+        "credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"
+    ]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "verdicts", "credit"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType_frame
+    ) -> _WhichOneofReturnType_frame | None: ...
 
 Global___PluginFrame: _TypeAlias = PluginFrame  # noqa: Y015
 
@@ -94,13 +100,19 @@ class HostFrame(_message.Message):
         calls: Global___CallBatch | None = ...,
         secrets: Global___Secrets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal[
+        "calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"
+    ]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "calls", "secrets"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType_frame
+    ) -> _WhichOneofReturnType_frame | None: ...
 
 Global___HostFrame: _TypeAlias = HostFrame  # noqa: Y015
 
@@ -137,7 +149,18 @@ class Hello(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "sdk", b"sdk", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "hooks",
+        b"hooks",
+        "protocol_max",
+        b"protocol_max",
+        "protocol_min",
+        b"protocol_min",
+        "sdk",
+        b"sdk",
+        "token",
+        b"token",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,7 +210,26 @@ class Welcome(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "config_number", b"config_number", "generation", b"generation", "host_version", b"host_version", "max_payload_bytes", b"max_payload_bytes", "plugin_no", b"plugin_no", "plugin_version", b"plugin_version", "protocol", b"protocol", "secrets_follow", b"secrets_follow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "config_json",
+        b"config_json",
+        "config_number",
+        b"config_number",
+        "generation",
+        b"generation",
+        "host_version",
+        b"host_version",
+        "max_payload_bytes",
+        b"max_payload_bytes",
+        "plugin_no",
+        b"plugin_no",
+        "plugin_version",
+        b"plugin_version",
+        "protocol",
+        b"protocol",
+        "secrets_follow",
+        b"secrets_follow",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,17 +328,23 @@ class CallBatch(_message.Message):
     @_builtins.property
     def send(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendCall]: ...
     @_builtins.property
-    def channel_get(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelGetCall]: ...
+    def channel_get(
+        self,
+    ) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelGetCall]: ...
     @_builtins.property
     def user_get(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserGetCall]: ...
     @_builtins.property
-    def persist_after(self) -> _containers.RepeatedCompositeFieldContainer[Global___PersistAfterCall]: ...
+    def persist_after(
+        self,
+    ) -> _containers.RepeatedCompositeFieldContainer[Global___PersistAfterCall]: ...
     @_builtins.property
     def receive(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceiveCall]: ...
     @_builtins.property
     def webhook(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookCall]: ...
     @_builtins.property
-    def config_update(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigUpdateCall]: ...
+    def config_update(
+        self,
+    ) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigUpdateCall]: ...
     @_builtins.property
     def health(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCall]: ...
     @_builtins.property
@@ -317,7 +365,28 @@ class CallBatch(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_get", b"channel_get", "config_number", b"config_number", "config_update", b"config_update", "health", b"health", "persist_after", b"persist_after", "receive", b"receive", "send", b"send", "stop", b"stop", "user_get", b"user_get", "webhook", b"webhook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "channel_get",
+        b"channel_get",
+        "config_number",
+        b"config_number",
+        "config_update",
+        b"config_update",
+        "health",
+        b"health",
+        "persist_after",
+        b"persist_after",
+        "receive",
+        b"receive",
+        "send",
+        b"send",
+        "stop",
+        b"stop",
+        "user_get",
+        b"user_get",
+        "webhook",
+        b"webhook",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,7 +437,26 @@ class SendCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget_ms", b"budget_ms", "call_id", b"call_id", "conn_id", b"conn_id", "device_flag", b"device_flag", "device_id", b"device_id", "lineage", b"lineage", "message", b"message", "origin", b"origin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "attempt",
+        b"attempt",
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "conn_id",
+        b"conn_id",
+        "device_flag",
+        b"device_flag",
+        "device_id",
+        b"device_id",
+        "lineage",
+        b"lineage",
+        "message",
+        b"message",
+        "origin",
+        b"origin",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,7 +486,16 @@ class ChannelGetCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "channel_id", b"channel_id", "channel_type", b"channel_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "channel_id",
+        b"channel_id",
+        "channel_type",
+        b"channel_type",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,7 +531,18 @@ class UserGetCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["login", b"login"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "device_flag", b"device_flag", "login", b"login", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "device_flag",
+        b"device_flag",
+        "login",
+        b"login",
+        "uid",
+        b"uid",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -460,7 +568,9 @@ class LoginAttempt(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "peer_host", b"peer_host", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "device_id", b"device_id", "peer_host", b"peer_host", "token", b"token"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -477,20 +587,37 @@ class PersistAfterCall(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MS_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    LINEAGES_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     budget_ms: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]: ...
+    @_builtins.property
+    def lineages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One for each of `messages`, in their order; none at all for a plugin that may not send. Put the
+        message's into SendMessageRequest.lineage when sending because of it.
+        """
+
     def __init__(
         self,
         *,
         call_id: _builtins.int = ...,
         budget_ms: _builtins.int = ...,
         messages: _abc.Iterable[_types_pb2.Message] | None = ...,
+        lineages: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "lineages",
+        b"lineages",
+        "messages",
+        b"messages",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,7 +652,18 @@ class ReceiveCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "lineage", b"lineage", "message", b"message", "uids", b"uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "lineage",
+        b"lineage",
+        "message",
+        b"message",
+        "uids",
+        b"uids",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -555,7 +693,16 @@ class WebhookCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "data_json", b"data_json", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "data_json",
+        b"data_json",
+        "event",
+        b"event",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,7 +732,16 @@ class ConfigUpdateCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "config_json", b"config_json", "config_number", b"config_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms",
+        b"budget_ms",
+        "call_id",
+        b"call_id",
+        "config_json",
+        b"config_json",
+        "config_number",
+        b"config_number",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -609,7 +765,9 @@ class HealthCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms", b"budget_ms", "call_id", b"call_id"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -637,7 +795,9 @@ class StopCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "budget_ms", b"budget_ms", "call_id", b"call_id", "reason", b"reason"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -663,7 +823,9 @@ class VerdictBatch(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued", b"continued", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "continued", b"continued", "verdicts", b"verdicts"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,13 +868,49 @@ class Verdict(_message.Message):
         user: Global___UserAnswer | None = ...,
         webhook: Global___WebhookAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "channel", b"channel", "failed", b"failed", "refuse", b"refuse", "replace", b"replace", "user", b"user", "webhook", b"webhook"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal[
+        "answer",
+        b"answer",
+        "channel",
+        b"channel",
+        "failed",
+        b"failed",
+        "refuse",
+        b"refuse",
+        "replace",
+        b"replace",
+        "user",
+        b"user",
+        "webhook",
+        b"webhook",
+    ]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "call_id", b"call_id", "channel", b"channel", "failed", b"failed", "refuse", b"refuse", "replace", b"replace", "user", b"user", "webhook", b"webhook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "answer",
+        b"answer",
+        "call_id",
+        b"call_id",
+        "channel",
+        b"channel",
+        "failed",
+        b"failed",
+        "refuse",
+        b"refuse",
+        "replace",
+        b"replace",
+        "user",
+        b"user",
+        "webhook",
+        b"webhook",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["replace", "refuse", "failed", "channel", "user", "webhook"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal[
+        "replace", "refuse", "failed", "channel", "user", "webhook"
+    ]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType_answer
+    ) -> _WhichOneofReturnType_answer | None: ...
 
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
@@ -807,12 +1005,58 @@ class ChannelAnswer(_message.Message):
         allow_stranger: _builtins.bool | None = ...,
         ttl_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_stranger", b"_allow_stranger", "_ban", b"_ban", "_disband", b"_disband", "_large", b"_large", "_send_ban", b"_send_ban", "allow_stranger", b"allow_stranger", "ban", b"ban", "disband", b"disband", "large", b"large", "send_ban", b"send_ban"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal[
+        "_allow_stranger",
+        b"_allow_stranger",
+        "_ban",
+        b"_ban",
+        "_disband",
+        b"_disband",
+        "_large",
+        b"_large",
+        "_send_ban",
+        b"_send_ban",
+        "allow_stranger",
+        b"allow_stranger",
+        "ban",
+        b"ban",
+        "disband",
+        b"disband",
+        "large",
+        b"large",
+        "send_ban",
+        b"send_ban",
+    ]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_stranger", b"_allow_stranger", "_ban", b"_ban", "_disband", b"_disband", "_large", b"_large", "_send_ban", b"_send_ban", "allow_stranger", b"allow_stranger", "ban", b"ban", "disband", b"disband", "large", b"large", "send_ban", b"send_ban", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "_allow_stranger",
+        b"_allow_stranger",
+        "_ban",
+        b"_ban",
+        "_disband",
+        b"_disband",
+        "_large",
+        b"_large",
+        "_send_ban",
+        b"_send_ban",
+        "allow_stranger",
+        b"allow_stranger",
+        "ban",
+        b"ban",
+        "disband",
+        b"disband",
+        "large",
+        b"large",
+        "send_ban",
+        b"send_ban",
+        "ttl_ms",
+        b"ttl_ms",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_stranger: _TypeAlias = _typing.Literal["allow_stranger"]  # noqa: Y015
-    _WhichOneofArgType__allow_stranger: _TypeAlias = _typing.Literal["_allow_stranger", b"_allow_stranger"]  # noqa: Y015
+    _WhichOneofArgType__allow_stranger: _TypeAlias = _typing.Literal[
+        "_allow_stranger", b"_allow_stranger"
+    ]  # noqa: Y015
     _WhichOneofReturnType__ban: _TypeAlias = _typing.Literal["ban"]  # noqa: Y015
     _WhichOneofArgType__ban: _TypeAlias = _typing.Literal["_ban", b"_ban"]  # noqa: Y015
     _WhichOneofReturnType__disband: _TypeAlias = _typing.Literal["disband"]  # noqa: Y015
@@ -822,15 +1066,25 @@ class ChannelAnswer(_message.Message):
     _WhichOneofReturnType__send_ban: _TypeAlias = _typing.Literal["send_ban"]  # noqa: Y015
     _WhichOneofArgType__send_ban: _TypeAlias = _typing.Literal["_send_ban", b"_send_ban"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_stranger) -> _WhichOneofReturnType__allow_stranger | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__allow_stranger
+    ) -> _WhichOneofReturnType__allow_stranger | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__ban) -> _WhichOneofReturnType__ban | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__ban
+    ) -> _WhichOneofReturnType__ban | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__disband) -> _WhichOneofReturnType__disband | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__disband
+    ) -> _WhichOneofReturnType__disband | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__large) -> _WhichOneofReturnType__large | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__large
+    ) -> _WhichOneofReturnType__large | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__send_ban) -> _WhichOneofReturnType__send_ban | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__send_ban
+    ) -> _WhichOneofReturnType__send_ban | None: ...
 
 Global___ChannelAnswer: _TypeAlias = ChannelAnswer  # noqa: Y015
 
@@ -862,30 +1116,88 @@ class UserAnswer(_message.Message):
         authenticated: _builtins.bool | None = ...,
         ttl_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_authenticated", b"_authenticated", "_ban", b"_ban", "_device_level", b"_device_level", "_send_ban", b"_send_ban", "_token", b"_token", "authenticated", b"authenticated", "ban", b"ban", "device_level", b"device_level", "send_ban", b"send_ban", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal[
+        "_authenticated",
+        b"_authenticated",
+        "_ban",
+        b"_ban",
+        "_device_level",
+        b"_device_level",
+        "_send_ban",
+        b"_send_ban",
+        "_token",
+        b"_token",
+        "authenticated",
+        b"authenticated",
+        "ban",
+        b"ban",
+        "device_level",
+        b"device_level",
+        "send_ban",
+        b"send_ban",
+        "token",
+        b"token",
+    ]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_authenticated", b"_authenticated", "_ban", b"_ban", "_device_level", b"_device_level", "_send_ban", b"_send_ban", "_token", b"_token", "authenticated", b"authenticated", "ban", b"ban", "device_level", b"device_level", "send_ban", b"send_ban", "token", b"token", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "_authenticated",
+        b"_authenticated",
+        "_ban",
+        b"_ban",
+        "_device_level",
+        b"_device_level",
+        "_send_ban",
+        b"_send_ban",
+        "_token",
+        b"_token",
+        "authenticated",
+        b"authenticated",
+        "ban",
+        b"ban",
+        "device_level",
+        b"device_level",
+        "send_ban",
+        b"send_ban",
+        "token",
+        b"token",
+        "ttl_ms",
+        b"ttl_ms",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__authenticated: _TypeAlias = _typing.Literal["authenticated"]  # noqa: Y015
-    _WhichOneofArgType__authenticated: _TypeAlias = _typing.Literal["_authenticated", b"_authenticated"]  # noqa: Y015
+    _WhichOneofArgType__authenticated: _TypeAlias = _typing.Literal[
+        "_authenticated", b"_authenticated"
+    ]  # noqa: Y015
     _WhichOneofReturnType__ban: _TypeAlias = _typing.Literal["ban"]  # noqa: Y015
     _WhichOneofArgType__ban: _TypeAlias = _typing.Literal["_ban", b"_ban"]  # noqa: Y015
     _WhichOneofReturnType__device_level: _TypeAlias = _typing.Literal["device_level"]  # noqa: Y015
-    _WhichOneofArgType__device_level: _TypeAlias = _typing.Literal["_device_level", b"_device_level"]  # noqa: Y015
+    _WhichOneofArgType__device_level: _TypeAlias = _typing.Literal[
+        "_device_level", b"_device_level"
+    ]  # noqa: Y015
     _WhichOneofReturnType__send_ban: _TypeAlias = _typing.Literal["send_ban"]  # noqa: Y015
     _WhichOneofArgType__send_ban: _TypeAlias = _typing.Literal["_send_ban", b"_send_ban"]  # noqa: Y015
     _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
     _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__authenticated) -> _WhichOneofReturnType__authenticated | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__authenticated
+    ) -> _WhichOneofReturnType__authenticated | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__ban) -> _WhichOneofReturnType__ban | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__ban
+    ) -> _WhichOneofReturnType__ban | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_level) -> _WhichOneofReturnType__device_level | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__device_level
+    ) -> _WhichOneofReturnType__device_level | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__send_ban) -> _WhichOneofReturnType__send_ban | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__send_ban
+    ) -> _WhichOneofReturnType__send_ban | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__token) -> _WhichOneofReturnType__token | None: ...
+    def WhichOneof(
+        self, oneof_group: _WhichOneofArgType__token
+    ) -> _WhichOneofReturnType__token | None: ...
 
 Global___UserAnswer: _TypeAlias = UserAnswer  # noqa: Y015
 
@@ -897,7 +1209,9 @@ class WebhookAnswer(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WebhookAnswer._Action.ValueType], _builtins.type):
+    class _ActionEnumTypeWrapper(
+        _enum_type_wrapper._EnumTypeWrapper[WebhookAnswer._Action.ValueType], _builtins.type
+    ):
         DESCRIPTOR: _descriptor.EnumDescriptor
         ACTION_UNSPECIFIED: WebhookAnswer._Action.ValueType  # 0
         CHANGE: WebhookAnswer._Action.ValueType  # 1

@@ -146,9 +146,9 @@ class Running:
 
     async def install(self, source: str, *, enable: bool = True, **fields: Any) -> PluginStatus:
         """Agree to all that the package asks for, and install it; `fields` as in the request."""
-        digest = (await self.host.inspect(InspectPlugin(source))).digest
+        digest = (await self.host.versions.inspect(InspectPlugin(source))).digest
         request = InstallPlugin(source, enable, **{"digest": digest, **fields})
-        return await self.host.install(request)
+        return await self.host.versions.install(request)
 
     async def configure(self, no: str, **values: Any) -> PluginConfig:
         return await self.host.tuning.configure(SetPluginConfig(no, values), by=os.geteuid())

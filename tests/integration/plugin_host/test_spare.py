@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -42,6 +43,10 @@ def spare_of(it: object, no: str = "echo") -> Generation | None:
     return waiting
 
 
+def is_gone(pid: int) -> bool:
+    return not alive(pid)
+
+
 async def ready(it: object) -> Generation:
     """Wait until the spare has imported its code."""
     await until(lambda: (spare := spare_of(it)) is not None and spare.pid)
@@ -69,7 +74,7 @@ async def test_a_spare_serves_soon_after_a_death(tmp_path: Path) -> None:
             assert await it.recorder.wait(it.send(target)) == [Continue()]
             took.append(trio.current_time() - killed)
             assert it.host.info("echo").pid == spare.pid
-            await until(lambda pid=pid: not alive(pid))
+            await until(partial(is_gone, pid))
         lines = [line for line in it.logs("echo") if " out  STARTED" in line]
         assert all(line.endswith(" 7") for line in lines[1:]), "settings of now, not of its launch"
     print(
