@@ -19,6 +19,8 @@ Histogram = tuple[list[str], list[int], float]
 _BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 _REASONS = {code.value: code.name.lower() for code in ReasonCode}
 _PLUGIN_REASON = "plugin"
+_NO_LAYER = ("none", "OFF")
+"""How the words on a layer begin where nothing contains the plugin."""
 
 
 class Figures(Protocol):
@@ -181,6 +183,9 @@ def _plugin_numbers(
     yield prefix + "log_lines_dropped_total", own, plugin.log_lines_dropped
     yield prefix + "held_messages", own, hooks["held"].get(plugin.no, 0)
     yield prefix + "late_verdicts_total", own, hooks["late_verdicts"].get(plugin.no, 0)
+    for layer, means in plugin.layers.items():
+        held = not means.startswith(_NO_LAYER)
+        yield prefix + "sandbox_layer", [plugin.no, layer], float(held)
     for hook in plugin.hooks:
         labels = _labels(plugin, hook)
         for outcome, count in hook.outcomes.items():

@@ -540,7 +540,8 @@ class HookFigures(msgspec.Struct, frozen=True):
 
 
 class PluginFigures(msgspec.Struct, frozen=True):
-    """`rss_bytes` and `cpu_s` are of the plugin's whole process tree."""
+    """`rss_bytes` and `cpu_s` are of the plugin's whole process tree. `layers` says in words what
+    contains it, layer by layer; "none" where nothing does."""
 
     no: str
     version: str
@@ -553,6 +554,7 @@ class PluginFigures(msgspec.Struct, frozen=True):
     log_lines: int
     log_lines_dropped: int
     hooks: list[HookFigures]
+    layers: dict[str, str] = {}
 
 
 class AllPluginFigures(msgspec.Struct, frozen=True, tag=True):

@@ -134,6 +134,12 @@ PLUGINS = (
         _PLUGIN,
     ),
     Metric(
+        "wukongim_plugin_sandbox_layer",
+        GAUGE,
+        "1 where something contains the plugin in this respect, 0 where nothing does.",
+        (*_PLUGIN, "layer"),
+    ),
+    Metric(
         "wukongim_plugin_held_messages", GAUGE, "Messages parked under the hold policy.", _PLUGIN
     ),
     Metric(

@@ -48,13 +48,22 @@ def usage(pid: int) -> Usage:
 
 
 async def all_figures(
-    supervisors: Sequence[Supervisor], records: CallRecords, observed: Mapping[str, Observed]
+    supervisors: Sequence[Supervisor],
+    records: CallRecords,
+    observed: Mapping[str, Observed],
+    layers: Mapping[str, dict[str, str]],
 ) -> AllPluginFigures:
     """Return the figures of every active plugin, in the order given."""
     pids = [_pid(supervisor) for supervisor in supervisors]
     usages = await trio.to_thread.run_sync(partial(_usages, pids))
     plugins = [
-        _figures(supervisor, used, records.of(supervisor.no), observed.get(supervisor.no, {}))
+        _figures(
+            supervisor,
+            used,
+            records.of(supervisor.no),
+            observed.get(supervisor.no, {}),
+            layers.get(supervisor.no, {}),
+        )
         for supervisor, used in zip(supervisors, usages, strict=True)
     ]
     return AllPluginFigures(at=trio.current_time(), bounds_s=list(BOUNDS_S), plugins=plugins)
@@ -72,7 +81,11 @@ def _pid(supervisor: Supervisor) -> int:
 
 
 def _figures(
-    supervisor: Supervisor, used: Usage, records: Sequence[CallRecord], observed: Observed
+    supervisor: Supervisor,
+    used: Usage,
+    records: Sequence[CallRecord],
+    observed: Observed,
+    layers: dict[str, str],
 ) -> PluginFigures:
     manifest = supervisor.plan.package.manifest
     generation = supervisor.generation
@@ -97,6 +110,7 @@ def _figures(
         log_lines=supervisor.ring.added,
         log_lines_dropped=supervisor.ring.dropped,
         hooks=hooks,
+        layers=layers,
     )
 
 
