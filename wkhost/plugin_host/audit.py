@@ -15,6 +15,7 @@ directory, keep the newest hash (`wkhost plugin audit --verify` prints it) somew
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -132,7 +133,9 @@ class AuditLog:
         data = _canonical(record) + b"\n"
         descriptor = os.open(self._current, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(descriptor, data)
+            if os.write(descriptor, data) != len(data):
+                # The next append cuts off what was written of it.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._current))
             os.fsync(descriptor)
             self._known_size = os.fstat(descriptor).st_size
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,18 @@ async def test_a_log_that_cannot_be_written_is_counted_and_told(tmp_path: Path) 
     assert auditor.lost == 1
     with pytest.raises(OSError, match="Not a directory"):
         await auditor.record(Event(WHO, "install", "p"))
+
+
+def test_a_disk_that_fills_leaves_a_chain_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = fill(tmp_path, 2)
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:20]))
+        with pytest.raises(OSError, match="No space left"):
+            log.append([Event(WHO, "enable", "p")])
+    log.append([Event(WHO, "disable", "p")])
+    found = verify(tmp_path)
+    assert (found.problem, found.records) == ("", 4)
+    assert [record["action"] for record in log.read()][-2:] == ["audit_repaired", "disable"]
