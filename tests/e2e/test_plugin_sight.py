@@ -106,6 +106,7 @@ async def test_metrics_top_and_why_tell_what_happened_and_try_changes_nothing(
             assert seen[duration, "send", "guard", "1.0.0"] == 4
             assert seen["wukongim_plugin_up", "guard"] == 1
             assert seen["wukongim_plugin_breaker_state", "send", "guard", "1.0.0"] == 0
+            assert ("wukongim_plugin_sandbox_layer", "fs", "guard") in seen
             assert seen["wukongim_messages_sent_total",] == 3
             assert seen["wukongim_db_operations_total", "sync"] > 0
             assert seen["wukongim_commit_batch_messages_sum",] == 3
