@@ -164,14 +164,15 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the plugin running until `stop`. `started` after the first start, good or bad."""
         try:
-            async with trio.open_nursery() as nursery, trio.open_nursery() as keeper:
+            async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                keeper.start_soon(self._spare.run, nursery)
-                await self._start_missing()
-                task_status.started()
-                while not self._stop_reason:
-                    await self._watch()
-                keeper.cancel_scope.cancel()
+                async with trio.open_nursery() as keeper:
+                    keeper.start_soon(self._spare.run, nursery)
+                    await self._start_missing()
+                    task_status.started()
+                    while not self._stop_reason:
+                        await self._watch()
+                    keeper.cancel_scope.cancel()
                 self._spare.want(None)
                 if self._current is not None:
                     await self._current.stop(self._stop_reason)
