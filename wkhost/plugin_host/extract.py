@@ -140,7 +140,7 @@ def stage_package(source: Path, folder: Path) -> None:
         else:
             raise PluginError(f"{source}: expected a folder, a .tar.gz or a .zip")
     except OSError as error:
-        raise PluginError(f"{source}: cannot be read ({error.strerror or error})") from error
+        raise PluginError(f"{source}: cannot be copied ({error.strerror or error})") from error
 
 
 def _stage_archive(file: IO[bytes], name: str, folder: Path) -> None:

@@ -21,7 +21,7 @@ import trio
 
 from wkhost.errors import PluginError
 from wkhost.hooks.target import Answers
-from wkhost.plugin_host import calls
+from wkhost.plugin_host import calls, hung
 from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.egress import EgressProxy
 from wkhost.plugin_host.egress_rules import EgressRules, PrivateTarget
@@ -37,7 +37,7 @@ from wkhost.plugin_host.grpc import (
 from wkhost.plugin_host.handshake import PROTOCOL, Identity
 from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import Manifest
-from wkhost.plugin_host.output import HOST_STREAM, LogRing, escape, read_output
+from wkhost.plugin_host.output import HOST_STREAM, LogRing, escape, read_output, said
 from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, Process
 from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
 
@@ -150,8 +150,10 @@ class Generation:
         reason = self.session.failure
         if self._exit and self.session.lost:
             reason = f"the process {self._exit}"
-        last = self._ring.last_text(self.number)
-        return f"{reason} (last line: {last[:300]})" if last and not self._stopping else reason
+        last = said(self._ring.last_text(self.number))
+        if not last or self._stopping or reason in last:
+            return reason
+        return f"{reason} (last line: {last[:300]})"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live one life. Raises PluginError if it ends before it has granted credit."""
@@ -216,6 +218,7 @@ class Generation:
             granted = not session.failure
             if granted:
                 self._tell("running")
+                nursery.start_soon(hung.watch, session)
                 task_status.started()
             await self.ended.wait()
             await self._end_process(process)

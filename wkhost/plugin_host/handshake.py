@@ -46,9 +46,12 @@ def refusal(hello: plugin_pb2.Hello, manifest: Manifest) -> str:
     implemented = set(hello.hooks) - LIFECYCLE
     if implemented == wanted:
         return ""
-    extra = escape(", ".join(sorted(implemented - wanted)))[:200] or "none"
-    missing = ", ".join(sorted(wanted - implemented)) or "none"
-    return f"hooks: not in the manifest: {extra}; not in the code: {missing}"
+    said = []
+    if extra := escape(", ".join(sorted(implemented - wanted)))[:200]:
+        said.append(f"in the code, but not in the manifest: {extra} (see [hooks] in plugin.toml)")
+    if missing := ", ".join(sorted(wanted - implemented)):
+        said.append(f"in the manifest, but not in the code: {missing}")
+    return f"hooks {'; '.join(said)}"
 
 
 def welcome_frame(identity: Identity, *, secrets_follow: bool) -> bytes:

@@ -1,8 +1,9 @@
 """Do a plugin's imports exist? A script for a child process; it runs none of the plugin's code.
 
 Started by boot as `import_check.py FOLDER MAIN`. Reads MAIN and the modules of FOLDER that it
-imports, and prints one line per module that cannot be found. Imports inside a function, an `if` or
-a `try` are the author's own business: they may be meant to fail.
+imports, and prints one line per module that cannot be found and per file that is not Python.
+Imports inside a function, an `if` or a `try` are the author's own business: they may be meant to
+fail.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 def main() -> int:
     folder, main_file = sys.argv[1:]
     sys.path.insert(0, folder)
-    missing: list[str] = []
+    wrong: list[str] = []
     seen: set[str] = set()
     waiting = [os.path.join(folder, main_file)]
     while waiting:
@@ -24,15 +25,21 @@ def main() -> int:
         if path in seen:
             continue
         seen.add(path)
-        for line, name in imports(path):
+        shown = os.path.relpath(path, folder)
+        try:
+            wanted = imports(path)
+        except SyntaxError as error:
+            wrong.append(f"{shown}:{error.lineno or 1}: not Python: {error.msg}")
+            continue
+        for line, name in wanted:
             found, local = find(name, folder)
             if not found:
-                missing.append(f"{os.path.relpath(path, folder)}:{line}: no module named {name!r}")
+                wrong.append(f"{shown}:{line}: no module named {name!r}")
             elif local:
                 waiting.append(local)
-    for text in missing:
+    for text in wrong:
         print(text)  # noqa: T201 - the answer of this program
-    return 1 if missing else 0
+    return 1 if wrong else 0
 
 
 def imports(path: str) -> list[tuple[int, str]]:

@@ -6,6 +6,7 @@ the head of every line, and a plugin's text cannot leave its own line.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import deque
@@ -143,6 +144,21 @@ def _tell_dropped(ring: LogRing, generation: int, stream: str, dropped: int) -> 
     if dropped:
         ring.add(generation, HOST_STREAM, f"{dropped} lines of {stream} came too fast: dropped")
     return 0
+
+
+def said(text: str) -> str:
+    """Return a line of the SDK's structured log as words, any other line as it is."""
+    if not text.startswith("{"):
+        return text
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return text
+    event = fields.get("event")
+    if not isinstance(event, str):
+        return text
+    why = fields.get("reason") or str(fields.get("traceback", "")).rstrip().rpartition("\n")[2]
+    return escape(f"{event}: {why}" if why else event)
 
 
 def escape(text: str) -> str:

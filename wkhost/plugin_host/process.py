@@ -241,7 +241,7 @@ def check_imports(manifest: Manifest, folder: Path) -> None:
     if done.returncode != 0:
         lines = (done.stdout or done.stderr[-1000:]).decode("utf-8", "replace").splitlines()
         text = "\n".join(ascii(line)[1:-1] for line in lines[-20:])
-        raise PluginError(f"{manifest.no}: imports that cannot be resolved:\n{text}")
+        raise PluginError(f"{manifest.no}: the code cannot be loaded: {text}")
 
 
 def describe_exit(status: int) -> str:

@@ -142,7 +142,7 @@ async def test_a_plugin_that_cannot_start_is_told_why_and_stays_disabled(tmp_pat
 async def test_hooks_beyond_the_manifest_are_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as it:
         source = write_plugin(tmp_path / "src", hooks="[hooks.receive]\n")
-        with pytest.raises(PluginError, match="not in the manifest: send; not in the code: rec"):
+        with pytest.raises(PluginError, match=r"in the manifest: send .*in the code: rec"):
             await it.install(source)
 
 

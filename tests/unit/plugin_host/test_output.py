@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from wkhost.plugin_host import output
-from wkhost.plugin_host.output import LogRing, escape, read_output
+from wkhost.plugin_host.output import LogRing, escape, read_output, said
 
 
 async def printed(data: bytes) -> LogRing:
@@ -65,3 +65,13 @@ def test_an_escaped_line_cannot_steer_a_terminal(text: str) -> None:
 def test_bidi_and_ansi_are_made_visible() -> None:
     assert escape("a\x1b[31m\u202eb") == "a\\x1b[31m\\u202eb"
     assert escape("plain é 中") == "plain é 中"
+
+
+def test_a_structured_line_is_told_in_words() -> None:
+    assert (
+        said('{"reason": "no such file", "event": "cannot start"}') == "cannot start: no such file"
+    )
+    assert said('{"traceback": "Traceback\\nKeyError: 1\\n", "event": "bad"}') == "bad: KeyError: 1"
+    assert said('{"event": "a\\nb"}') == "a\\nb"
+    for text in ("", "hello", "{", "{}", '{"event": 1}'):
+        assert said(text) == text
