@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from plugin_sdk.template import render
-from wkhost.cli import plugin_offline, plugin_views
+from wkhost.cli import plugin_log_view, plugin_offline, plugin_views
 from wkhost.cli.plugin_access import audited, catalog
 from wkhost.cli.plugin_audit import audit
 from wkhost.cli.plugin_config import config
@@ -234,7 +234,8 @@ def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> 
                 if as_json:
                     session.json({"no": no, "line": line})
                 else:
-                    session.line(line)
+                    for part in plugin_log_view.readable(line):
+                        session.line(part)
             if not follow:
                 return
             # As much as the server keeps, so that a plugin that prints fast is not fallen behind.

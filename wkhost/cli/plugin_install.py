@@ -87,7 +87,8 @@ def install(
     foreign = [each for each in named if builtin_folder(each) is None]
     if (yes or digests) and len(digests) != len(foreign):
         raise click.UsageError(
-            f"--yes: expected one --digest for each of {len(foreign)} SOURCE, got {len(digests)}"
+            f"--yes: expected one --digest for each of {len(foreign)} SOURCE, got {len(digests)}; "
+            "`wkhost plugin inspect SOURCE` shows it"
         )
     wanted = dict(zip(foreign, digests, strict=False))
     for each in named:
