@@ -111,3 +111,6 @@ class MessageIds:
         if ceiling_ms > self._ceiling_ms:
             self._ceiling_ms = ceiling_ms
             self._ceiling = (ceiling_ms << 22) - self._zero
+            # An idle server's next id comes from here, not from the time of its last message.
+            now_ms = min(self._wall_ns() // 1_000_000, ceiling_ms - 1)
+            self._last = max(self._last, ((now_ms - 1) << 22) - self._zero + 0xFFF)

@@ -57,6 +57,17 @@ def test_nothing_is_given_out_before_a_ceiling_is_durable() -> None:
     ids.next()
 
 
+def test_the_first_id_after_an_idle_time_is_no_older_than_the_ceiling_s_rise() -> None:
+    clock = FakeClock()
+    ids = started(clock)
+    clock.ms += 60_000
+    assert (ids.next() >> 22) + EPOCH_MS == START_MS
+    ids.raised(ids.reserve())
+    raised_ms = clock.ms
+    clock.ms += 60_000
+    assert (ids.next() >> 22) + EPOCH_MS == raised_ms
+
+
 def test_the_ceiling_is_asked_for_while_half_of_the_reserve_is_left() -> None:
     clock = FakeClock()
     ids = started(clock)
