@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 
@@ -24,7 +25,9 @@ class Listener:
         try:
             self.sock = socket.create_server((host, port), family=family, backlog=backlog)
         except OSError as e:
-            raise ConfigError(f"cannot listen on {host or '*'}:{port} ({transport}): {e}") from e
+            reason = os.strerror(e.errno) if e.errno else str(e)
+            where = f"{host or '*'}:{port}"
+            raise ConfigError(f"cannot listen on {where} ({transport}): {reason}") from e
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
         self.transport = transport
