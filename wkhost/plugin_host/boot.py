@@ -49,6 +49,7 @@ def main() -> None:
     os.umask(0o077)
     os.chdir(spec["folder"])
     os.environ.pop("PWD", None)  # bubblewrap's, and now wrong
+    reset_signals()
     if spec.get("nice"):
         os.nice(spec["nice"])
     prctl(PR_SET_DUMPABLE, 0)
@@ -125,6 +126,14 @@ def keep_only_control(descriptor: int) -> None:
     if descriptor >= 0:
         os.dup2(descriptor, CONTROL_FD, inheritable=True)
     os.closerange(CONTROL_FD + (descriptor >= 0), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def reset_signals() -> None:
+    """What the host ignores or blocks is the host's business."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def limit(which: int, value: int) -> None:

@@ -35,19 +35,28 @@ _numbers = count(1)
 
 
 class SandboxLauncher:
-    """See the module. `private` are folders that no plugin may see, besides the plugins' own."""
+    """See the module. `private` are folders that no plugin may see, besides the plugins' own.
+
+    `ability` is what the machine can do; None finds it out.
+    """
 
     def __init__(
-        self, policy: SandboxPolicy, plugins_dir: Path, *, private: tuple[Path, ...] = ()
+        self,
+        policy: SandboxPolicy,
+        plugins_dir: Path,
+        *,
+        private: tuple[Path, ...] = (),
+        ability: Ability | None = None,
     ) -> None:
         self._policy = policy
         self._plain: Launcher = PlainLauncher()
         self._uids = UidTable(plugins_dir, policy.first_uid, policy.last_uid)
         self._private = (plugins_dir, *private)
         self._watches: dict[str, Watch] = {}
+        self._known = ability
 
     async def prepare(self) -> None:
-        ability = await trio.to_thread.run_sync(find_ability)
+        ability = await trio.to_thread.run_sync(self._ability)
         log.info("sandbox", held=",".join(sorted(ability.held)), bubblewrap=str(ability.bubblewrap))
         for layer, reason in ability.missing.items():
             log.info("sandbox_layer_missing", layer=layer, reason=reason)
@@ -55,7 +64,7 @@ class SandboxLauncher:
     def layers(self, manifest: Manifest) -> dict[str, str]:
         if self._policy.mode_of(manifest.no) is Mode.OFF:
             return {"sandbox": "OFF", **self._plain.layers(manifest)}
-        return _describe(find_ability(), manifest)
+        return _describe(self._ability(), manifest)
 
     def launch(self, spec: LaunchSpec) -> Process:
         manifest = spec.manifest
@@ -64,7 +73,7 @@ class SandboxLauncher:
         if mode is Mode.OFF:
             log.warning("plugin_sandbox_off", plugin=manifest.no, generation=spec.generation)
             return self._plain.launch(spec)
-        ability = find_ability()
+        ability = self._ability()
         missing = [layer for layer in wanted if layer not in ability.held]
         if missing:
             reasons = "; ".join(f"{layer}: {ability.missing[layer]}" for layer in missing)
@@ -78,6 +87,9 @@ class SandboxLauncher:
             raise PluginError(f"{manifest.no}: cannot be started ({error})") from error
 
     # --- parts ----------------------------------------------------------------------------------
+
+    def _ability(self) -> Ability:
+        return self._known or find_ability()
 
     def _check_data(self, spec: LaunchSpec) -> None:
         """A plugin that was ended for its data starts again only when there is room again."""

@@ -18,7 +18,8 @@ from wkhost.errors import PluginError
 from wkhost.plugin_host.manifest import Limits
 from wkhost.plugin_host.sandbox.folders import walk
 
-MEASURE_DATA_EVERY_S = 10.0
+MEASURE_SHARE = 20
+"""Measuring the data folder may take one part in so many of the time."""
 HOG_AFTER_S = 5.0
 """CPU above the limit for so long lowers the priority of the process for good."""
 HOG_SHARE = 1.2
@@ -39,7 +40,7 @@ class Watch:
         self._no = no
         self._data_dir = data_dir
         self._grouped = grouped
-        self._data_at = time.monotonic() + MEASURE_DATA_EVERY_S
+        self._data_at = 0.0
         self._cpu_since = time.monotonic()
         self._cpu_s = 0.0
         self._nice = False
@@ -55,9 +56,12 @@ class Watch:
                     f"{used // _MIB} MiB of memory are in use, its limit is {self.limits.memory_mb}"
                 )
             self._look_at_cpu(pid)
-        if not self.reason and time.monotonic() >= self._data_at:
+        self.reason = self.reason or scratch_excess(pid, self.limits)
+        began = time.monotonic()
+        if not self.reason and began >= self._data_at:
             self.reason = await trio.to_thread.run_sync(data_excess, self._data_dir, self.limits)
-            self._data_at = time.monotonic() + MEASURE_DATA_EVERY_S
+            took = time.monotonic() - began
+            self._data_at = began + MEASURE_SHARE * took
         return bool(self.reason)
 
     def _look_at_cpu(self, pid: int) -> None:
@@ -107,6 +111,18 @@ def lower_priority(pid: int) -> None:
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{each}/task"):
                 os.setpriority(os.PRIO_PROCESS, int(task), HOG_NICE)
+
+
+def scratch_excess(pid: int, limits: Limits) -> str:
+    """Return in words whether its /tmp has too many files; their size is limited by the kernel."""
+    for folder in ("tmp", "dev/shm"):
+        try:
+            status = os.statvfs(f"/proc/{pid}/root/{folder}")
+        except OSError:
+            continue  # it has just ended
+        if status.f_files - status.f_ffree > limits.data_files:
+            return f"/{folder} holds more than {limits.data_files} files, its limit"
+    return ""
 
 
 def data_excess(folder: Path, limits: Limits) -> str:

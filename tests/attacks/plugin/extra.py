@@ -1,0 +1,1 @@
+"""A second file of the plugin, which it tries to change."""
