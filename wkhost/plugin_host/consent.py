@@ -53,9 +53,18 @@ def origin(source: str) -> str:
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that sorts versions: numbers by value; a word such as rc1 comes before none."""
     parts = re.findall(r"\d+|[A-Za-z]+", version.partition("+")[0])
-    key = [(1, int(part), "") if part.isdigit() else (-1, 0, part) for part in parts]
-    while key and key[-1] == (1, 0, ""):
-        key.pop()
+    key: list[tuple[int, int, str]] = []
+    zeros = 0
+    for part in parts:
+        if part.isdigit() and int(part) == 0:
+            zeros += 1
+        elif part.isdigit():
+            key += [(1, 0, "")] * zeros + [(1, int(part), "")]
+            zeros = 0
+        else:
+            # 1.0-rc1 is 1-rc1: zeros at the end of the numbers mean nothing.
+            key.append((-1, 0, part))
+            zeros = 0
     return (*key, (0, 0, ""))
 
 

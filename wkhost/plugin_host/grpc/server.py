@@ -98,6 +98,8 @@ class GrpcConnection:
                 self.flush()
                 task_status.started()
                 error = await self._read(nursery)
+                # In this turn: whoever waits for an answer must not wait for our clearing up.
+                self._end_calls()
                 nursery.cancel_scope.cancel()
         finally:
             self._abandon()
@@ -291,6 +293,10 @@ class GrpcConnection:
         """The connection is over: its calls end with it."""
         self._broken = True
         self._sock.close()
+        self._end_calls()
+
+    def _end_calls(self) -> None:
+        self._broken = True
         calls, self._bidi = self._bidi, {}
         for call in calls.values():
             self._closed(call, GrpcError(StatusCode.UNAVAILABLE, "the connection is closed"))
