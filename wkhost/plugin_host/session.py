@@ -70,6 +70,8 @@ class Session:
         """It ended because the plugin broke a rule of the stream."""
         self.lost = False
         """It ended because the other side went away, so the process's end says more."""
+        self.frames = 0
+        """Frames that the plugin sent: signs of life."""
         self.batches = 0
         self.sent_calls = 0
         self._token: bytes | None = token
@@ -120,6 +122,11 @@ class Session:
     @property
     def open_calls(self) -> int:
         return len(self._outstanding) + len(self._waiting)
+
+    @property
+    def oldest_call(self) -> Pending | None:
+        """The call that the plugin has had longest, None when it has none."""
+        return next(iter(self._outstanding.values()), None)
 
     def open_calls_of(self, hook: str) -> tuple[int, int]:
         """Return how many calls of a hook are at the plugin, and how many wait for credit."""
@@ -213,6 +220,7 @@ class Session:
     def message(self, data: bytes) -> None:
         if self.failure:
             return
+        self.frames += 1
         try:
             frame = plugin_pb2.PluginFrame.FromString(data)
             kind = frame.WhichOneof("frame")

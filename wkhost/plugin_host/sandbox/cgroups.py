@@ -21,7 +21,10 @@ from wkhost.plugin_host.manifest import Limits
 
 CONTROLLERS = ("memory", "pids", "cpu")
 FIX = "delegate a control group (systemd: Delegate=yes), or run as root"
-_CPU_PERIOD_US = 100_000
+_CPU_PERIOD_US = 10_000
+"""Short: in its part of a period a group with many threads may have every core."""
+_LEAST_QUOTA_US = 1_000
+"""The kernel refuses less."""
 _EMPTY_WITHIN_S = 2.0
 _MIB = 1024 * 1024
 
@@ -31,6 +34,11 @@ class Group(msgspec.Struct, frozen=True):
 
     folders: dict[str, Path]
     version: int
+
+    @property
+    def name(self) -> str:
+        """The plugin's number and a number of the process."""
+        return next(iter(self.folders.values())).name
 
     def attach(self, pid: int) -> None:
         """Put a process (and what it starts from now on) in. Raises PluginError."""
@@ -58,6 +66,24 @@ class Group(msgspec.Struct, frozen=True):
         with contextlib.suppress(OSError):
             return int((folder / name).read_text())
         return 0
+
+    def stopped_periods(self) -> tuple[int, int]:
+        """Return how many periods of its CPU quota there were, and in how many it was stopped."""
+        folder = self.folders.get("cpu")
+        if folder is None:
+            return 0, 0
+        try:
+            lines = (folder / "cpu.stat").read_text().splitlines()
+        except OSError:
+            return 0, 0
+        counts = dict(line.split(" ", 1) for line in lines)
+        return int(counts.get("nr_periods", 0)), int(counts.get("nr_throttled", 0))
+
+    def set_idle(self, *, idle: bool) -> None:
+        """Let it run only when nobody else wants to, or as anybody again. Raises OSError."""
+        folder = self.folders.get("cpu")
+        if folder is not None:
+            (folder / "cpu.idle").write_text(str(int(idle)))
 
     def remove(self) -> None:
         """Kill what is left in it and remove it; a group that stays is left to the next start."""
@@ -155,14 +181,15 @@ def _delegated(folder: Path) -> list[str]:
 
 def _settings(version: int, controller: str, limits: Limits) -> list[tuple[str, str]]:
     memory = str(limits.memory_mb * _MIB)
-    quota = limits.cpu_percent * _CPU_PERIOD_US // 100
+    period = max(_CPU_PERIOD_US, _LEAST_QUOTA_US * 100 // limits.cpu_percent)
+    quota = limits.cpu_percent * period // 100
     found = {
         (1, "memory"): [("memory.limit_in_bytes", memory)],
         (1, "pids"): [("pids.max", str(limits.processes))],
-        (1, "cpu"): [("cpu.cfs_period_us", str(_CPU_PERIOD_US)), ("cpu.cfs_quota_us", str(quota))],
+        (1, "cpu"): [("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota))],
         (2, "memory"): [("memory.max", memory), ("memory.swap.max", "0")],
         (2, "pids"): [("pids.max", str(limits.processes))],
-        (2, "cpu"): [("cpu.max", f"{quota} {_CPU_PERIOD_US}")],
+        (2, "cpu"): [("cpu.max", f"{quota} {period}")],
     }
     return found[version, controller]
 
