@@ -169,7 +169,7 @@ POINTS = (
 async def test_the_canary_is_nowhere_after_a_crash(tmp_path: Path, point: str) -> None:
     server = await make_server(tmp_path)
     try:
-        with trio.fail_after(90):
+        with trio.fail_after(180):
             await crash_at(server, point)
             search_processes(server)
             await search_answers(server)
