@@ -32,6 +32,7 @@ from wkhost.hooks.replacement import replacement_failure
 from wkhost.hooks.target import Answer, SendCall
 from wkhost.hooks.verdict import Continue, Failure, Outcome, Policy, Refuse, Replace
 
+_CONTINUE = Outcome.CONTINUE  # an enum's attribute is no plain load
 TIMER_SLICE = 128
 """Messages released or timed out in one synchronous stretch."""
 
@@ -203,7 +204,7 @@ class Dispatcher:
             if type(answer) is Continue:
                 record.continued += 1
                 heard.answered_at = now
-                heard.outcome = Outcome.CONTINUE
+                heard.outcome = _CONTINUE
                 if not line.breaker.closed:
                     line.breaker.succeeded(call_id, now)
                 waiting.step += 1
@@ -215,8 +216,7 @@ class Dispatcher:
     def _late(self, plugin_no: str) -> None:
         """A verdict came after the decision: it changes nothing, but the plugin is alive."""
         self.late_verdicts[plugin_no] += 1
-        chain = self.chain
-        for steps in (chain.send, chain.channel_get, chain.user_get):
+        for steps in (self.chain.send, self.chain.channel_get, self.chain.user_get):
             for step in steps:
                 if step.target.no == plugin_no:
                     for line in step.target.lines.values():
