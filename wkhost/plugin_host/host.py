@@ -43,21 +43,14 @@ from wkhost.plugin_host.order import build_chain, order_plugins
 from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.pacer import Pacer
 from wkhost.plugin_host.package import Package, builtin_folder
+from wkhost.plugin_host.plan import DIRECTLY, Plan, Server, Switch
 from wkhost.plugin_host.process import Launcher
 from wkhost.plugin_host.registry import Entry, Quarantine
-from wkhost.plugin_host.rules import Rules
+from wkhost.plugin_host.rules import DEFAULT_RULES, Rules
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
 from wkhost.plugin_host.secret_store import SecretKey
-from wkhost.plugin_host.supervisor import (
-    DEFAULT_RULES,
-    DIRECTLY,
-    DRAIN_S,
-    Plan,
-    Server,
-    Supervisor,
-    Switch,
-)
+from wkhost.plugin_host.supervisor import DRAIN_S, Supervisor
 from wkhost.plugin_host.tuning import Tuning
 from wkhost.plugin_host.upgrades import Upgrades
 from wkhost.plugin_host.versions import Versions

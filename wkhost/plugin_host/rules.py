@@ -18,3 +18,6 @@ class Rules(msgspec.Struct, frozen=True):
     probation_s: float = 60.0
     spare: bool = False
     max_lag: int = 0
+
+
+DEFAULT_RULES = Rules()

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -22,20 +20,22 @@ import trio
 
 from wkhost.errors import PluginError
 from wkhost.hooks.records import CallRecords
-from wkhost.hooks.target import Answer, Answers
+from wkhost.hooks.target import Answers
 from wkhost.hooks.verdict import Continue, Failure, Refuse
-from wkhost.plugin_host import calls
 from wkhost.plugin_host.capability import asked, names, narrow
 from wkhost.plugin_host.config_schema import secret_names
+from wkhost.plugin_host.crashes import Crashes
 from wkhost.plugin_host.generation import Generation, Surroundings
 from wkhost.plugin_host.handshake import Identity
 from wkhost.plugin_host.manifest import Manifest
 from wkhost.plugin_host.output import LogRing, escape
 from wkhost.plugin_host.package import Package
+from wkhost.plugin_host.plan import DIRECTLY, Persist, Plan, PluginVetoError, Server, Switch
 from wkhost.plugin_host.process import LaunchSpec
 from wkhost.plugin_host.proxy import PluginProxy
 from wkhost.plugin_host.registry import Quarantine
-from wkhost.plugin_host.rules import Rules
+from wkhost.plugin_host.rules import DEFAULT_RULES, Rules
+from wkhost.plugin_host.selftest import check_health
 from wkhost.plugin_host.spare import Spare
 
 DRAIN_S = 5.0
@@ -45,52 +45,11 @@ LONGEST_PAUSE_S = 30.0
 HEALTHY_S = 10.0
 """A generation that lived so long forgives the failures before it."""
 
-HEALTH_BUDGET_S = 5.0
 LAST_WORDS_S = 0.05
 """How long a death may take to tell why."""
 QUARANTINE_LINES = 20
 
 log = structlog.get_logger(__name__)
-
-
-async def _nothing_before() -> None:
-    await trio.lowlevel.checkpoint()
-
-
-class Switch(msgspec.Struct, frozen=True):
-    """What is to be done when a new generation serves and takes over: `before` while the old one
-    still has the calls, `at` in the very stretch in which the new one gets them."""
-
-    before: Callable[[], Awaitable[None]] = _nothing_before
-    at: Callable[[], None] = lambda: None
-
-
-DIRECTLY = Switch()
-DEFAULT_RULES = Rules()
-Persist = Callable[[], Awaitable[None]]
-
-
-class PluginVetoError(PluginError):
-    """The plugin said no to a configuration."""
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What the next generation is made of."""
-
-    package: Package
-    config: dict[str, Any]
-    config_number: int
-
-    @property
-    def config_json(self) -> bytes:
-        return msgspec.json.encode(self.config)
-
-
-class Server(msgspec.Struct, frozen=True):
-    """What a session must know of the server."""
-
-    max_payload_bytes: int
-    host_version: str
 
 
 class Supervisor:
@@ -137,9 +96,7 @@ class Supervisor:
         """What a quarantined plugin printed last."""
         self._held = False
         """Nothing is started: it is in quarantine, or its files are not what was agreed to."""
-        self._crashes: deque[float] = deque()
-        self.deaths = 0
-        """Generations that ended unasked, and starts that failed."""
+        self._crashes = Crashes(rules)
         self._living: set[Generation] = set()
         self._spare = Spare(self.no, self._make_spare)
         self._nursery: trio.Nursery | None = None
@@ -206,6 +163,11 @@ class Supervisor:
         self._spare.want(None)
 
     @property
+    def deaths(self) -> int:
+        """Generations that ended unasked, and starts that failed."""
+        return self._crashes.total
+
+    @property
     def held(self) -> bool:
         """It is held back: nothing is started."""
         return self._held
@@ -223,7 +185,7 @@ class Supervisor:
     def _forgive(self) -> None:
         self._held = False
         self._starts = 0
-        self._crashes.clear()
+        self._crashes.forgive()
         self.last_lines = ()
 
     def use_rights(self, package: Package, denied: Collection[str]) -> None:
@@ -333,16 +295,10 @@ class Supervisor:
 
     async def _count_crash(self) -> None:
         """Put the plugin into quarantine when it dies too often."""
-        now = trio.current_time()
-        self.deaths += 1
-        self._crashes.append(now)
-        while self._crashes[0] < now - self._rules.crash_window_s:
-            self._crashes.popleft()
-        if len(self._crashes) < self._rules.crashes:
+        often = self._crashes.note(trio.current_time())
+        if not often:
             return
-        window = f"{self._rules.crash_window_s:.0f} s"
-        often = f"{len(self._crashes)} times" if len(self._crashes) > 1 else "once"
-        reason = f"died {often} within {window}, at last: {self.detail}"
+        reason = f"{often}, at last: {self.detail}"
         lines = tuple(self.ring.last_texts(QUARANTINE_LINES))
         self.hold_back("quarantined", reason, lines)
         log.error("plugin_quarantined", plugin=self.no, reason=reason)
@@ -383,7 +339,7 @@ class Supervisor:
         assert self._nursery is not None
         generation = await self._promote(plan) or await self._launch(plan)
         try:
-            await self._self_test(generation)
+            await check_health(generation.session)
             await switch.before()
             if self._stop_reason:
                 raise PluginError(f"{self.no}: is being stopped")
@@ -425,30 +381,6 @@ class Supervisor:
             log.warning("plugin_spare_failed", plugin=self.no, reason=spare.failure)
             return None
         return spare
-
-    async def _self_test(self, generation: Generation) -> None:
-        """Ask a new generation how it is, if its code has an answer. Raises PluginError."""
-        session = generation.session
-        if "health" not in session.implemented:
-            return
-        found: list[Answer] = []
-        answered = trio.Event()
-
-        def reply(answer: Answer) -> None:
-            found.append(answer)
-            answered.set()
-
-        session.submit(calls.health(HEALTH_BUDGET_S, reply))
-        with trio.move_on_after(HEALTH_BUDGET_S):
-            await answered.wait()
-        if found and isinstance(found[0], Continue):
-            return
-        why = f"no answer within {HEALTH_BUDGET_S:.0f} s"
-        if found:
-            why = found[0].text if isinstance(found[0], Refuse) else str(found[0])
-            if isinstance(found[0], Failure):
-                why = found[0].detail
-        raise PluginError(f"{self.no}: is not healthy: {escape(why)}")
 
     def _want_spare(self) -> None:
         wanted = self._rules.spare or self.manifest.spare

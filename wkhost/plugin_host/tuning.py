@@ -19,8 +19,9 @@ from wkhost.plugin_host import config_store
 from wkhost.plugin_host.catalog import Catalog
 from wkhost.plugin_host.config_schema import merge_config
 from wkhost.plugin_host.package import Package
+from wkhost.plugin_host.plan import Persist, Plan, PluginVetoError
 from wkhost.plugin_host.registry import Entry
-from wkhost.plugin_host.supervisor import Persist, Plan, PluginVetoError, Supervisor
+from wkhost.plugin_host.supervisor import Supervisor
 
 CONFIG_BUDGET_S = 5.0
 

@@ -28,8 +28,9 @@ from wkhost.plugin_host.host_api import HostApi
 from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.observers import cursor_name
 from wkhost.plugin_host.package import Package
+from wkhost.plugin_host.plan import Plan, Switch
 from wkhost.plugin_host.registry import Entry, Release, Snapshot
-from wkhost.plugin_host.supervisor import DRAIN_S, Plan, Supervisor, Switch
+from wkhost.plugin_host.supervisor import DRAIN_S, Supervisor
 from wkhost.store import mutations
 from wkhost.store.store import Store
 

@@ -18,8 +18,9 @@ from wkhost.link import contract as c
 from wkhost.plugin_host.catalog import waits_error
 from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.package import Package
+from wkhost.plugin_host.plan import Plan
 from wkhost.plugin_host.probation import figures, judge
-from wkhost.plugin_host.supervisor import DRAIN_S, Plan, Supervisor
+from wkhost.plugin_host.supervisor import DRAIN_S, Supervisor
 from wkhost.plugin_host.upgrades import Upgrades
 
 if TYPE_CHECKING:
