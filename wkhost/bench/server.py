@@ -190,6 +190,7 @@ def _own_settings(root_dir: Path) -> dict[str, Any]:
         "addr": "tcp://127.0.0.1:0",
         "wsAddr": "ws://127.0.0.1:0",
         "httpAddr": "127.0.0.1:0",
+        "manager.addr": "127.0.0.1:0",
         "logger.level": 3,
     }
 

@@ -15,6 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from wkhost import log
 from wkhost.bench.errors import BenchError
 from wkhost.bench.fanout import FanoutOptions, measure_fanout
+from wkhost.bench.faults.measure import NAMES, measure_faults
+from wkhost.bench.faults.trial import FaultOptions
+from wkhost.bench.hogs.kinds import HOOKS, KINDS
+from wkhost.bench.hogs.measure import HogsOptions, measure_hogs
 from wkhost.bench.hooks import HooksOptions, measure_hooks
 from wkhost.bench.idle import IdleOptions, measure_idle
 from wkhost.bench.progress import Tell
@@ -190,6 +194,69 @@ def idle(
     server = _named_server(session, target, http, pid)
     with _measuring(session) as tell:
         report = measure_idle(options, tell, server)
+    return _show(session, report, as_json)
+
+
+@bench.command()
+@click.option("--only", "only", multiple=True, type=click.Choice(NAMES), help="Just this fault.")
+@click.option("--rate", default=200.0, type=click.FloatRange(10, 2000), help="Messages a second.")
+@click.option("--repeats", default=5, type=click.IntRange(1, 100), help="Times of each fault.")
+@click.option(
+    "--rest", default=10.5, type=click.FloatRange(0.1, 600), help="Seconds before each time."
+)
+@click.option("--hang", default=4.0, type=click.FloatRange(0.5, 60), help="Seconds of a SIGSTOP.")
+@json_option
+@pass_session
+def faults(
+    session: Session,
+    only: tuple[str, ...],
+    rate: float,
+    repeats: int,
+    rest: float,
+    hang: float,
+    as_json: bool,
+) -> int:
+    """Kill, hang, crash, replace and impersonate a moderation plugin; kill the server.
+
+    Every message carries a word that the plugin masks or refuses, so each tells whether it was
+    moderated; at the end all chats are read back. docs/faults.md explains each row.
+    """
+    options = FaultOptions(rate, repeats, rest, hang, only)
+    with _measuring(session) as tell:
+        report = measure_faults(options, tell)
+    return _show(session, report, as_json)
+
+
+@bench.command()
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Just these.")
+@click.option(
+    "--hook",
+    "hooks",
+    multiple=True,
+    default=("persist_after",),
+    type=click.Choice(HOOKS),
+    help="By which hook the hog is called; `send` is that of a channel of its own.",
+)
+@click.option("--rate", default=1000.0, type=click.FloatRange(10, 20000), help="Messages a second.")
+@click.option("--pairs", default=10, type=click.IntRange(1, 100), help="Windows with and without.")
+@click.option("--window", default=2.0, type=_SECONDS, help="Seconds of each window.")
+@json_option
+@pass_session
+def hogs(
+    session: Session,
+    kinds: tuple[str, ...],
+    hooks: tuple[str, ...],
+    rate: float,
+    pairs: int,
+    window: float,
+    as_json: bool,
+) -> int:
+    """A plugin that takes all it can get, beside a good one: what the good one's users notice."""
+    options = HogsOptions(
+        rate=rate, pairs=pairs, window_s=window, kinds=kinds or tuple(KINDS), hooks=hooks
+    )
+    with _measuring(session) as tell:
+        report = measure_hogs(options, tell)
     return _show(session, report, as_json)
 
 

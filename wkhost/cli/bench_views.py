@@ -9,6 +9,8 @@ from rich.table import Table
 
 from wkhost.bench.calls import CallFigures
 from wkhost.bench.fanout import FanoutResult
+from wkhost.bench.faults.measure import FaultResult
+from wkhost.bench.hogs.measure import HogResult
 from wkhost.bench.hooks import HooksResult
 from wkhost.bench.idle import IdleResult
 from wkhost.bench.meter import CpuPerUnit
@@ -137,6 +139,63 @@ def _idle(results: Sequence[IdleResult]) -> Table:
     return table
 
 
+def _faults(results: Sequence[FaultResult]) -> Table:
+    table = _table(
+        "faults under load; p50 and max in ms",
+        *("", "sent", "unmoderated", "lost twice order", "refused", "decided", "serving", "left"),
+    )
+    table.padding = 0
+    for each in results:
+        truth = each.truth
+        table.add_row(
+            each.name,
+            f"{truth.sent:,}",
+            f"{truth.unmoderated}",
+            f"{truth.lost} {truth.repeated} {truth.disordered}",
+            f"{each.refused_by_policy}",
+            _span(each.decision_ms),
+            _span(each.serving_ms),
+            f"{each.processes_left}+{each.zombies_left}",
+        )
+    return table
+
+
+def _span(found: Percentiles) -> str:
+    return f"{found.p50:,.4g} {found.max:,.4g}" if found.count else ""
+
+
+def _hogs(results: Sequence[HogResult]) -> Table:
+    table = _table(
+        "SENDACKs through a good plugin beside a hog; p99 in ms, the server's CPU and MiB",
+        *(
+            "hog",
+            "hook",
+            "p99 ratio",
+            "p50 ratio",
+            "without",
+            "with",
+            "cores",
+            "cores",
+            "refused",
+            "memory",
+        ),
+    )
+    for each in results:
+        table.add_row(
+            each.kind,
+            each.hook,
+            f"{each.p99_ratio:.2f}",
+            f"{each.p50_ratio:.2f}",
+            f"{each.p99_without:.1f}",
+            f"{each.p99_with:.1f}",
+            f"{each.server_cores_without:.2f}",
+            f"{each.server_cores_with:.2f}",
+            f"{each.refused}",
+            f"{each.server_rss_mib:.0f}",
+        )
+    return table
+
+
 def _remarks(results: Sequence[Any]) -> list[str]:
     """Return a sentence for all that must be known beside the table."""
     remarks = []
@@ -147,6 +206,12 @@ def _remarks(results: Sequence[Any]) -> list[str]:
         if isinstance(each, IdleResult) and not each.ok:
             lost = each.connections - each.answering
             remarks.append(f"{each.transport}: {lost} connections did not answer a PING")
+        if isinstance(each, HogResult):
+            remarks.append(f"{each.kind} hog: {each.hog_state}")
+            remarks += [f"{each.kind} hog: {name}: {n}" for name, n in each.violations.items()]
+        if isinstance(each, FaultResult):
+            remarks += [f"{each.name}: broken: {text}" for text in each.broken]
+            remarks += [f"{each.name}: {name}: {value}" for name, value in each.notes.items()]
     return remarks
 
 
@@ -166,4 +231,6 @@ _TABLES: dict[str, Callable[[Any], Table]] = {
     "fanout": _fanout,
     "hooks": _hooks,
     "idle": _idle,
+    "faults": _faults,
+    "hogs": _hogs,
 }
