@@ -6,6 +6,7 @@ the time. The second plugin has a right token of its own and uses it twice.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import trio
 
-import plugin_sdk
 from wkhost.bench.errors import BenchError
 from wkhost.bench.faults.trial import Trial
 from wkhost.link import contract as c
@@ -146,7 +146,10 @@ async def _spent_tokens(trial: Trial) -> list[str]:
     """Let a plugin use its token twice; return what it says of every second use."""
     folder = trial.folder / "spender"
     folder.mkdir()
-    root = Path(plugin_sdk.__file__).parent.parent
+    spec = importlib.util.find_spec("plugin_sdk")
+    if spec is None or spec.origin is None:
+        raise BenchError("plugin_sdk is not installed beside wkhost")
+    root = Path(spec.origin).parent.parent
     (folder / "program.py").write_text(_SPENDER.format(root=str(root)), encoding="utf-8")
     (folder / "plugin.toml").write_text(
         '[plugin]\nno = "spender"\nversion = "1.0.0"\nstage = "observe"\n'
