@@ -42,6 +42,7 @@ from wkhost.node_settings import (
     gateway_settings,
     kernel_settings,
     plugin_rules,
+    sandbox_policy,
     store_options,
     worker_settings,
 )
@@ -49,6 +50,8 @@ from wkhost.plugin_host.desk import Desk
 from wkhost.plugin_host.host import PluginHost
 from wkhost.plugin_host.host_api import OnlineDevice
 from wkhost.plugin_host.process import descends_from
+from wkhost.plugin_host.sandbox.checks import forbid_dumps
+from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.secret_store import SecretKey
 from wkhost.store.store import Store, open_store
 from wkhost.types import Message
@@ -80,6 +83,7 @@ def serve(settings: Settings, *, plugins: list[str] | None, ready: Ready) -> int
     Raises: ConfigError, DataDirectoryError, StoreError, PluginError when the server cannot start.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    forbid_dumps()
     trio.run(Node(settings, plugins, ready).run)
     return 0
 
@@ -155,6 +159,11 @@ class Node:
             egress_allow=egress_allow(settings),
             egress_private=egress_private(settings),
             rules=plugin_rules(settings),
+            launcher=SandboxLauncher(
+                sandbox_policy(settings),
+                settings.plugin_path,
+                private=(settings.data_path, runtime_dir),
+            ),
         )
 
     async def _open_doors(

@@ -19,6 +19,7 @@ from wkhost.plugin_host.egress_rules import (
     parse_target,
 )
 from wkhost.plugin_host.rules import Rules
+from wkhost.plugin_host.sandbox.policy import Mode, SandboxPolicy
 from wkhost.store.options import StoreOptions
 
 
@@ -45,6 +46,25 @@ def egress_allow(settings: Settings) -> dict[str, list[Target]]:
         except EgressRefusedError as error:
             raise ConfigError(f"plugin.egressAllow: {error}") from error
     return found
+
+
+def sandbox_policy(settings: Settings) -> SandboxPolicy:
+    """Return what the operator asks of the plugins' sandbox. Raises ConfigError."""
+    plugin = settings.plugin
+    by_plugin: dict[str, Mode] = {}
+    for text in plugin.sandbox_of or ():
+        no, _, mode = text.partition("=")
+        if mode not in list(Mode) or not no:
+            raise ConfigError(
+                f"plugin.sandboxOf: expected NO=MODE with one of {', '.join(Mode)}, got {text!a}"
+            )
+        by_plugin[no] = Mode(mode)
+    return SandboxPolicy(
+        mode=Mode(plugin.sandbox),
+        by_plugin=by_plugin,
+        first_uid=plugin.first_uid,
+        last_uid=plugin.first_uid + 65_535,
+    )
 
 
 def gateway_settings(settings: Settings) -> GatewaySettings:

@@ -1,8 +1,8 @@
 """Starts the attacking plugin in a named configuration and tells how each attack ended.
 
-Configurations: `none` (a process like any child of the server), `hygiene` (the sandbox off), `full`
-(the sandbox without a control group), `full+cgroup`; and `full+subprocesses` and
-`full+cgroup+subprocesses` for plugins whose manifest asks for subprocesses.
+Configurations: `none` (a process like any child of the server), `hygiene` (the sandbox off),
+`full` (the sandbox without a control group), `full+cgroup`; with `+subprocesses` for plugins whose
+manifest asks for subprocesses, with `+egress` for those with hosts that they may reach.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ data_mb = 100
 data_files = 5000
 [sandbox]
 subprocesses = {subprocesses}
+[capabilities]
+egress = {egress}
 """
 _LINE = re.compile(r"^(BEGIN|END) (\w+)(?: (.*))?$", re.MULTILINE)
 
@@ -111,6 +113,9 @@ class Arena:
             else:
                 ended = await self._launched(data_dir, names)
         found = outcomes(names, ended)
+        if "NOBODY" in ended.output and found.get("N04") == "escaped":
+            # Not a refusal, but the host has tried to connect all the while.
+            found["N04"] = "no arrival"
         self._verify(found, before)
         shutil.rmtree(data_dir)
         return found
@@ -144,8 +149,10 @@ class Arena:
 
     def _manifest(self, names: list[str]) -> Manifest:
         wide = "true" if "subprocesses" in self.configuration else "false"
+        egress = '["example.com:443"]' if "egress" in self.configuration else "[]"
         cpu = 20 if names == ["R06"] else 100
-        return parse_manifest(MANIFEST.format(cpu=cpu, subprocesses=wide).encode())
+        text = MANIFEST.format(cpu=cpu, subprocesses=wide, egress=egress)
+        return parse_manifest(text.encode())
 
     def _launcher(self) -> Launcher:
         if self.configuration == "hygiene":
@@ -233,7 +240,7 @@ class Arena:
                     break
             else:
                 if found.get(name) == "escaped":
-                    found[name] = "error nothing arrived at the host"
+                    found[name] = "no arrival"
         if "P02" in found:
             signalled = self._targets.victim_was_signalled()
             if (found["P02"] == "escaped") != signalled:

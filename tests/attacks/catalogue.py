@@ -1,8 +1,8 @@
 """The attacks by name: what each tries, and which outcomes show that it was stopped.
 
 An outcome is an error's name, "absent" (what it looked for is not there), "SIGSYS" and the like
-(the process was killed) or "escaped". Whatever is neither "escaped" nor listed here is a mistake
-of the test, never a success of the sandbox.
+(the process was killed), "no arrival" (the host was not reached) or "escaped". Whatever is neither
+"escaped" nor listed here is a mistake of the test, never a success of the sandbox.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 PATHS = {"ENOENT", "EACCES", "EPERM", "EROFS", "absent"}
 FAMILY = {"EAFNOSUPPORT"}
+NETWORK = FAMILY | {"ECONNREFUSED", "ENETUNREACH", "EADDRNOTAVAIL"}
+"""Where the filter lets internet sockets pass, the network namespace holds nothing to reach."""
 DENIED = {"EPERM", "EACCES"}
 NO_PROCESS = {"ESRCH", "ENOENT", "EPERM", "EACCES", "absent"}
 NO_SUCH = {"ENOENT", "EACCES", "ECONNREFUSED", "EPERM"}
@@ -47,14 +49,14 @@ ATTACKS: dict[str, Attack] = {
     "F16": Attack("write a control group of the host", PATHS),
     "F17": Attack("make a block device", PATHS),
     "F18": Attack("read the host's /dev/shm", PATHS),
-    "N01": Attack("TCP to loopback", FAMILY),
-    "N02": Attack("TCP to the machine's own address", FAMILY),
-    "N03": Attack("TCP to IPv6 loopback", FAMILY),
-    "N04": Attack("listen where the host can connect", FAMILY),
-    "N05": Attack("UDP to loopback", FAMILY),
-    "N06": Attack("UDP to the outside", FAMILY),
-    "N07": Attack("TCP fast open", FAMILY),
-    "N08": Attack("MPTCP", FAMILY),
+    "N01": Attack("TCP to loopback", NETWORK),
+    "N02": Attack("TCP to the machine's own address", NETWORK),
+    "N03": Attack("TCP to IPv6 loopback", NETWORK),
+    "N04": Attack("listen where the host can connect", FAMILY | {"no arrival"}),
+    "N05": Attack("UDP to loopback", FAMILY | {"no arrival"}),
+    "N06": Attack("UDP to the outside", NETWORK),
+    "N07": Attack("TCP fast open", NETWORK),
+    "N08": Attack("MPTCP", NETWORK),
     "N09": Attack("packet socket", FAMILY | {"EPERM"}),
     "N10": Attack("see interfaces by netlink", FAMILY),
     "N11": Attack("vsock", FAMILY),

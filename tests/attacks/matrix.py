@@ -22,7 +22,7 @@ from tests.attacks.targets import targets
 
 CONFIGURATIONS = (
     *("none", "hygiene", "full", "full+subprocesses"),
-    *("full+cgroup", "full+cgroup+subprocesses"),
+    *("full+cgroup", "full+cgroup+subprocesses", "full+egress"),
 )
 Outcomes = dict[str, dict[str, str]]
 

@@ -23,6 +23,7 @@ FULL = "full+cgroup" if GROUPS else "full"
 
 GETS_THROUGH: dict[str, set[str]] = {
     "full": {"R06"},
+    "full+egress": {"R06"},
     "full+cgroup": set(),
     "full+subprocesses": {"R04", "R06", "K02", "K16"},
     "full+cgroup+subprocesses": {"K02", "K16"},

@@ -14,6 +14,7 @@ from wkhost.cli import plugin_log_view, plugin_offline, plugin_views
 from wkhost.cli.plugin_access import audited, catalog
 from wkhost.cli.plugin_audit import audit
 from wkhost.cli.plugin_config import config
+from wkhost.cli.plugin_doctor import doctor
 from wkhost.cli.plugin_install import inspect, install, upgrade
 from wkhost.cli.plugin_secret import secret
 from wkhost.cli.plugin_top import top
@@ -45,14 +46,14 @@ MAX_LINES = 10_000
 def plugin() -> None:
     """Write, install and manage plugins.
 
-    install, list, info, enable, disable, uninstall, order, config, secret and audit also work
-    while the server is stopped; they then act on its data directory.
+    install, list, info, enable, disable, uninstall, order, config, secret, audit and doctor also
+    work while the server is stopped; they then act on its data directory.
     """
 
 
 for _command in (
-    *(audit, config, grant, inspect, install, revoke, rollback, secret, top, try_, upgrade),
-    *(versions, why),
+    *(audit, config, doctor, grant, inspect, install, revoke, rollback, secret, top, try_),
+    *(upgrade, versions, why),
 ):
     plugin.add_command(_command)
 

@@ -209,6 +209,25 @@ class Plugin:
         STRINGS,
         "Start with exactly these plugins; empty starts those enabled in the data directory.",
     )
+    sandbox: str = setting(
+        "plugin.sandbox",
+        "auto",
+        choice("strict", "auto", "off"),
+        "strict starts a plugin only with every layer of the sandbox; auto with file system, "
+        "network, processes and system calls, and what more the machine has; off without.",
+    )
+    sandbox_of: tuple[str, ...] | None = setting(
+        "plugin.sandboxOf",
+        None,
+        STRINGS,
+        "Another mode for single plugins: `NO=strict`, `NO=auto`, `NO=off`.",
+    )
+    first_uid: int = setting(
+        "plugin.firstUid",
+        1_879_100_000,
+        number(1000, 4_294_000_000),
+        "As root each plugin gets a uid of its own: this one or one of the 65,535 after it.",
+    )
     secret_key_file: Path | None = setting(
         "plugin.secretKeyFile",
         None,

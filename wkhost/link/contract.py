@@ -422,6 +422,35 @@ class PluginOrder(msgspec.Struct, frozen=True, tag=True):
     hooks: dict[str, list[tuple[str, str]]]
 
 
+class GetPluginSandbox(msgspec.Struct, tag=True):
+    """Ask what contains the active plugins, and what this machine can do."""
+
+
+class PluginContainment(msgspec.Struct, frozen=True):
+    """`mode` is strict, auto or off; `required` layers must hold, or the plugin is not started.
+
+    `layers` says in words what holds. `refusal` is why it would not be started.
+    """
+
+    no: str
+    mode: str
+    required: list[str]
+    layers: dict[str, str]
+    refusal: str = ""
+
+
+class PluginSandbox(msgspec.Struct, frozen=True, tag=True):
+    """`held` are the layers whose probe stopped every attack; `missing` says why not, and the fix.
+
+    `bubblewrap` tells path, origin, version and SHA-256.
+    """
+
+    bubblewrap: str
+    held: list[str]
+    missing: dict[str, str]
+    plugins: list[PluginContainment] = []
+
+
 # --- plugin settings, secrets and audit (operators only) -----------------------------------------
 
 
@@ -663,6 +692,7 @@ PluginRequest = (
     | GetPlugin
     | GetPluginLogs
     | GetPluginOrder
+    | GetPluginSandbox
     | GetPluginConfig
     | SetPluginConfig
     | SetPluginSecret
@@ -706,6 +736,7 @@ Response = (
     | PluginList
     | PluginLogs
     | PluginOrder
+    | PluginSandbox
     | PluginConfig
     | PluginSecrets
     | PluginAudit

@@ -36,6 +36,7 @@ class Desk:
             c.GetPlugin: self._get,
             c.GetPluginLogs: self._logs,
             c.GetPluginOrder: self._order,
+            c.GetPluginSandbox: self._sandbox,
             c.GetPluginAudit: self._audit,
             c.GetPluginFigures: self._figures,
             c.GetPluginValues: self._values,
@@ -99,6 +100,9 @@ class Desk:
 
     async def _order(self, request: c.GetPluginOrder) -> c.PluginOrder:
         return self._host.order()
+
+    async def _sandbox(self, request: c.GetPluginSandbox) -> c.PluginSandbox:
+        return await self._host.sandbox()
 
     async def _audit(self, request: c.GetPluginAudit) -> c.PluginAudit:
         return await trio.to_thread.run_sync(read_audit, self._auditor.log, request)

@@ -282,6 +282,11 @@ class PluginHost:
             raise PluginError(f"{no}: not running")
         return self._around.launcher.layers(active.manifest)
 
+    async def sandbox(self) -> contract.PluginSandbox:
+        """Return what this machine can do to contain plugins, and what it does for each."""
+        active = [self._active[no].manifest for no in sorted(self._active)]
+        return await self._in_thread(self._around.launcher.report, active)
+
     async def figures(self) -> contract.AllPluginFigures:
         """Return counts, queues, breakers and processes of the active plugins."""
         active = [self._active[no] for no in sorted(self._active)]

@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from wkhost.errors import PluginError
+from wkhost.link import contract
 from wkhost.plugin_host.boot import CONTROL_FD
 from wkhost.plugin_host.manifest import Limits, Manifest
 
@@ -100,6 +101,9 @@ class Launcher(Protocol):
     def layers(self, manifest: Manifest) -> dict[str, str]:
         """Return what contains a process, layer by layer, in words; "none" where nothing does."""
 
+    def report(self, manifests: Sequence[Manifest]) -> contract.PluginSandbox:
+        """Return what this machine can do, and what it does for each of the plugins. May block."""
+
     def launch(self, spec: LaunchSpec) -> Process:
         """Start a process. Raises PluginError."""
 
@@ -123,6 +127,12 @@ class PlainLauncher:
             "processes": "none (needs a uid or cgroup of its own)",
             "cpu": "none (needs a cgroup)",
         }
+
+    def report(self, manifests: Sequence[Manifest]) -> contract.PluginSandbox:
+        plugins = [
+            contract.PluginContainment(each.no, "off", [], self.layers(each)) for each in manifests
+        ]
+        return contract.PluginSandbox("not used", [], {}, plugins)
 
     def launch(self, spec: LaunchSpec) -> PlainProcess:
         manifest = spec.manifest

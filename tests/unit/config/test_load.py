@@ -168,7 +168,9 @@ def test_a_setting_nothing_acts_on_yet_warns_and_no_other_does() -> None:
             value = {"address": "1.2.3.4:5", "nodes": "1@h", "duration": "2s"}.get(
                 place.spec.kind.name, "true" if place.spec.kind.name == "boolean" else "17"
             )
-            value = "debug" if key == "mode" else "2" if key == "logger.level" else value
+            value = {"mode": "debug", "logger.level": "2", "plugin.sandbox": "auto"}.get(
+                key, "2000" if key == "plugin.firstUid" else value
+            )
             _, warnings = load_settings(None, {variable_of(key): value}, {})
             about_key = [each for each in warnings if "does not use it" in each]
             assert len(about_key) == (0 if place.spec.used else 1), key

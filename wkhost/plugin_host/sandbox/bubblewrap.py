@@ -55,7 +55,7 @@ class Bubblewrap(msgspec.Struct, frozen=True):
     """Folder of the wheel's own libraries, found from `path` by a relative name."""
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.source}, {self.version}, sha256 {self.sha256[:16]}...)"
+        return f"{self.path} ({self.source}, {self.version}, sha256 {self.sha256})"
 
 
 def find_bubblewrap() -> Bubblewrap:

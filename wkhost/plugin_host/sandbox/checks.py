@@ -5,12 +5,15 @@ The process's own word is no proof; /proc and the kernel's credentials are.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from pathlib import Path
 
 import msgspec
 
 from wkhost.errors import PluginError
+from wkhost.plugin_host.boot import PR_SET_DUMPABLE
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts")
 _SECCOMP_FILTER = "2"
@@ -44,6 +47,20 @@ def check_process(pid: int, expected: Expected) -> None:
             raise PluginError(
                 f"the sandbox does not hold: process {pid} is in the server's {name} namespace"
             )
+
+
+def forbid_dumps() -> None:
+    """Let no core of this process be written and nobody of the same user look into it.
+
+    A size limit for core files is not enough: where the kernel hands them to a program, it does not
+    ask for it.
+    """
+    if platform.system() != "Linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_DUMPABLE): {os.strerror(number)}")
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import structlog
 import trio
 
 from wkhost.errors import PluginError
+from wkhost.link import contract
 from wkhost.plugin_host.manifest import SANDBOX_LAYERS, Manifest
 from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, PlainLauncher, Process
 from wkhost.plugin_host.sandbox.ability import Ability, find_ability
@@ -66,20 +68,18 @@ class SandboxLauncher:
             return {"sandbox": "OFF", **self._plain.layers(manifest)}
         return _describe(self._ability(), manifest)
 
+    def report(self, manifests: Sequence[Manifest]) -> contract.PluginSandbox:
+        plugins = [self._contained(each) for each in manifests]
+        return report_ability(self._ability(), plugins)
+
     def launch(self, spec: LaunchSpec) -> Process:
         manifest = spec.manifest
         mode = self._policy.mode_of(manifest.no)
-        wanted = minimum(mode, manifest, root=os.geteuid() == 0)
+        self._check_layers(manifest)
         if mode is Mode.OFF:
             log.warning("plugin_sandbox_off", plugin=manifest.no, generation=spec.generation)
             return self._plain.launch(spec)
         ability = self._ability()
-        missing = [layer for layer in wanted if layer not in ability.held]
-        if missing:
-            reasons = "; ".join(f"{layer}: {ability.missing[layer]}" for layer in missing)
-            raise PluginError(
-                f"{manifest.no}: not started, required sandbox layers are missing: {reasons}"
-            )
         self._check_data(spec)
         try:
             return self._launch(spec, ability)
@@ -90,6 +90,26 @@ class SandboxLauncher:
 
     def _ability(self) -> Ability:
         return self._known or find_ability()
+
+    def _check_layers(self, manifest: Manifest) -> list[str]:
+        """Return the layers that the plugin must have. Raises PluginError for those it lacks."""
+        mode = self._policy.mode_of(manifest.no)
+        wanted = minimum(mode, manifest, root=os.geteuid() == 0)
+        missing = [layer for layer in wanted if layer not in self._ability().held]
+        if missing:
+            reasons = "; ".join(f"{layer}: {self._ability().missing[layer]}" for layer in missing)
+            raise PluginError(
+                f"{manifest.no}: not started, required sandbox layers are missing: {reasons}"
+            )
+        return list(wanted)
+
+    def _contained(self, manifest: Manifest) -> contract.PluginContainment:
+        mode = self._policy.mode_of(manifest.no)
+        try:
+            wanted = self._check_layers(manifest)
+        except PluginError as error:
+            return contract.PluginContainment(manifest.no, mode, [], {}, str(error))
+        return contract.PluginContainment(manifest.no, mode, wanted, self.layers(manifest))
 
     def _check_data(self, spec: LaunchSpec) -> None:
         """A plugin that was ended for its data starts again only when there is room again."""
@@ -169,6 +189,15 @@ def _run(manifest: Manifest, python: Interpreter) -> dict[str, Any]:
         path = str(python.sdk.parent)
         return {"module": "plugin_sdk", "path": path, "args": ["--control-fd", "3"]}
     return {"command": list(manifest.command)}
+
+
+def report_ability(
+    ability: Ability, plugins: Sequence[contract.PluginContainment] = ()
+) -> contract.PluginSandbox:
+    """Put what the machine can do into the words of the link."""
+    held = [layer for layer in SANDBOX_LAYERS if layer in ability.held]
+    missing = {layer: ability.missing[layer] for layer in SANDBOX_LAYERS if layer not in held}
+    return contract.PluginSandbox(str(ability.bubblewrap or "none"), held, missing, list(plugins))
 
 
 def _describe(ability: Ability, manifest: Manifest) -> dict[str, str]:
