@@ -22,6 +22,7 @@ MAX_VALUE_BYTES = 1024 * 1024
 ENTRY_OVERHEAD_BYTES = 64
 """Counted against the quota for each entry besides key and value."""
 MAX_PAGE = 256
+COPIED_AT_ONCE = 64
 MAX_LATE_KEYS = 64
 """Keys that may be left to copy in the one stretch in which another version takes over."""
 MAX_PAGE_BYTES = 1024 * 1024
@@ -154,11 +155,12 @@ class KeyValues:
         start: str | None = ""
         while start is not None:
             page, start = self._store.list_plugin_values(
-                self._no, after_key=start, now_ms=_now_ms()
+                self._no, after_key=start, limit=COPIED_AT_ONCE, now_ms=_now_ms()
             )
             for name, row in page:
                 other._put_row(name, row)
-            await trio.lowlevel.checkpoint()
+            # What waits to be written must not grow with what there is to copy.
+            await self._store.sync()
         while len(self._changed) > MAX_LATE_KEYS:
             names, self._changed = self._changed, set()
             for name in names:

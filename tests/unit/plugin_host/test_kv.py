@@ -143,3 +143,58 @@ def test_pages_give_every_key_of_the_prefix_once_in_order(
         return found
 
     assert trio.run(main) == sorted(key for key in keys if key.startswith(prefix))
+
+
+async def test_a_copy_has_every_change_up_to_its_end_and_none_after(store: Store) -> None:
+    old, new = KeyValues("a", store), KeyValues("a", store, 1)
+    for number in range(300):
+        await old.put(b"%03d" % number, b"first", QUOTA)
+    changed = trio.Event()
+
+    async def change() -> None:
+        for number in range(0, 300, 3):
+            await old.put(b"%03d" % number, b"second", QUOTA)
+        await old.delete(b"001")
+        await old.put(b"new", b"second", QUOTA)
+        changed.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(change)
+        await old.copy_to(new)
+        await changed.wait()
+        old.finish_copy(new)
+    await old.put(b"002", b"too late", QUOTA)
+    expected = {b"%03d" % n: b"second" if n % 3 == 0 else b"first" for n in range(300)}
+    del expected[b"001"]
+    expected[b"new"] = b"second"
+    found, after = {}, b""
+    while True:
+        page, more = new.scan(b"", after, 100)
+        found.update({entry.key: entry.value for entry in page})
+        if not more:
+            break
+        after = page[-1].key
+    assert found == expected
+    before = new.get(b"000")
+    assert before is not None
+    assert await new.put(b"000", b"x", QUOTA) > before.version, "versions go on, none comes twice"
+    await new.clear()
+    kept = old.get(b"002")
+    assert kept is not None
+    assert kept.value == b"too late"
+
+
+async def test_a_writer_that_may_not_write_any_more_changes_nothing(store: Store) -> None:
+    values = KeyValues("a", store)
+    await values.put(b"k", b"v", QUOTA)
+
+    def refuse() -> None:
+        raise GrpcError(StatusCode.FAILED_PRECONDITION, "superseded")
+
+    with pytest.raises(GrpcError, match="superseded"):
+        await values.put(b"k", b"other", QUOTA, check=refuse)
+    with pytest.raises(GrpcError, match="superseded"):
+        await values.delete(b"k", check=refuse)
+    found = values.get(b"k")
+    assert found is not None
+    assert found.value == b"v"
