@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from wkhost.errors import RemoteProtocolError
+from wkhost.plugin_host.grpc.budget import Pace
 from wkhost.plugin_host.grpc.events import (
     CallClosed,
     CallOpened,
@@ -81,6 +82,7 @@ class GrpcConnection:
         self._bidi: dict[int, _Call] = {}
         self._unary: dict[int, trio.CancelScope] = {}
         self._slots = trio.CapacityLimiter(self.limits.max_concurrent_calls)
+        self._pace = Pace(self.limits.calls_burst, self.limits.calls_per_s)
         self._in_turn = False
         self._broken = False
         self._draining = False
@@ -226,6 +228,9 @@ class GrpcConnection:
             self._unary[stream_id] = scope
             try:
                 async with self._slots:
+                    wait_s = self._pace.take(trio.current_time())
+                    if wait_s:
+                        await trio.sleep(wait_s)
                     reply = await request.method.handler(request.data, info)
                 self.wire.reply(stream_id, reply)
             except Exception as error:  # noqa: BLE001 - the border of one plugin call
