@@ -1,0 +1,221 @@
+"""Each way to break the rules of the stream, ten thousand times over: who else notices?
+
+A violation ends its stream, and a real plugin needs a new process for the next one, which takes a
+tenth of a second. Here another process dials again at once. While the other lane is measured,
+streams break five times as fast as any plugin could break them, and then as fast as they can.
+HOSTILE_TIMES sets how often (10,000).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import h2.config
+import h2.connection
+import psutil
+import pytest
+import trio
+
+from plugin_sdk.wire.v1 import plugin_pb2 as pb
+from tests.integration.plugin_host.kit import CLIENT, Running, message, running, write_plugin
+from wkhost.hooks.target import Answer, SendCall
+from wkhost.hooks.verdict import Continue, Failure, Outcome
+from wkhost.plugin_host import calls
+from wkhost.plugin_host.calls import Pending
+from wkhost.plugin_host.generation import CONNECT
+from wkhost.plugin_host.grpc import BidiMethod, GrpcConnection, listen_unix
+from wkhost.plugin_host.handshake import Identity
+from wkhost.plugin_host.lineage import Lineage
+from wkhost.plugin_host.manifest import read_manifest
+from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+TIMES = int(os.environ.get("HOSTILE_TIMES", "10000"))
+MEASURED_TIMES, MEASURED_PER_S = 250, 50.0
+FASTEST_PER_S = 2000.0
+GROWTH_BYTES = 16 * 1024 * 1024
+P99_RATIO = 1.5
+SLACK_S = 0.003
+"""Of a busy machine's scheduler: a ratio of two figures of a millisecond says little there."""
+PROBES = 300
+TOKEN = bytes(range(32))
+IDS = list(range(1, 9))
+
+
+def _verdicts(continued: Sequence[int] = (), answers: Sequence[pb.Verdict] = ()) -> bytes:
+    batch = pb.VerdictBatch(continued=continued, verdicts=answers)
+    return pb.PluginFrame(verdicts=batch).SerializeToString()
+
+
+_LARGE = [pb.Verdict(call_id=i, replace=pb.Replace(payload=bytes(140_000))) for i in (1, 2)]
+VIOLATIONS: dict[str, list[bytes]] = {
+    "unknown id": [_verdicts([2**40])],
+    "duplicate": [_verdicts([1]), _verdicts([1])],
+    "more than outstanding": [_verdicts(range(1, 2000))],
+    "oversize batch": [_verdicts(answers=_LARGE)],
+    "oversize frame": [bytes(MAX_BATCH_BYTES + 600_000)],
+    "empty verdicts": [_verdicts(answers=[pb.Verdict()] * 2000)],
+    "unknown outcome": [_verdicts(answers=[pb.Verdict(call_id=1)])],
+    "refusal with success": [_verdicts(answers=[pb.Verdict(call_id=1, refuse=pb.Refuse(code=1))])],
+    "credit violation": [
+        pb.PluginFrame(credit=pb.Credit(calls=2**31, bytes=2**40)).SerializeToString()
+    ],
+    "second hello": [pb.PluginFrame(hello=pb.Hello(token=TOKEN)).SerializeToString()],
+    "no frame": [b"\xff\xff\xff\xff" * 16],
+}
+RIGHT_VERDICTS = {"duplicate": 1}
+"""How many calls of a stream are rightly answered before the rule is broken."""
+
+_DIALLER = """
+import socket, sys, time
+path, times, per_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+data = sys.stdin.buffer.read()
+due = time.monotonic()
+for _ in range(times):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(path)
+        try:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+        except OSError:
+            pass
+    due += 1 / per_s
+    time.sleep(max(0.0, due - time.monotonic()))
+"""
+
+
+def _bytes_of(frames: Sequence[bytes]) -> bytes:
+    """Return all that a client sends on one connection."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    # What the host's own windows are is not waited for.
+    client.outbound_flow_control_window = 1 << 30
+    head = [(":method", "POST"), (":scheme", "http"), (":path", CONNECT), (":authority", "x")]
+    client.send_headers(1, [*head, ("content-type", "application/grpc"), ("te", "trailers")])
+    out = client.data_to_send()
+    for frame in frames:
+        content = b"\0" + len(frame).to_bytes(4, "big") + frame
+        for at in range(0, len(content), 16384):
+            part = content[at : at + 16384]
+            out += len(part).to_bytes(3, "big") + b"\0\0" + (1).to_bytes(4, "big") + part
+    return out
+
+
+def _hello() -> list[bytes]:
+    hello = pb.Hello(token=TOKEN, protocol_min=1, protocol_max=1, sdk="raw", hooks=["send"])
+    credit = pb.PluginFrame(credit=pb.Credit(calls=1000, bytes=1 << 24))
+    return [pb.PluginFrame(hello=hello).SerializeToString(), credit.SerializeToString()]
+
+
+class Decisions:
+    """Counts what the hostile plugin's calls came to."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
+        for _, answer in answers:
+            if isinstance(answer, Failure):
+                assert answer.outcome is Outcome.CRASH
+            self.counts[type(answer).__name__] += 1
+
+
+def _session(identity: Identity, decisions: Decisions) -> Session:
+    session = Session(
+        identity,
+        TOKEN,
+        decisions,
+        Lineage(trio.current_time),
+        schedule=lambda: None,
+        ended=lambda reason: None,
+    )
+    for call_id in IDS:
+        call = SendCall(call_id, message(b"hello", call_id), CLIENT, trio.current_time() + 60)
+        assert session.submit(
+            Pending(call_id, call, calls.encode_send, calls.SEND_ANSWERS, 5, deadline=call.deadline)
+        )
+    return session
+
+
+async def _p99(it: Running) -> float:
+    target = it.target("good")
+    times = []
+    for _ in range(PROBES):
+        began = time.perf_counter()
+        assert await it.recorder.wait(it.send(target)) == [Continue()]
+        times.append(time.perf_counter() - began)
+        await trio.sleep(0.002)
+    return sorted(times)[int(PROBES * 0.99)]
+
+
+async def _attacked(
+    path: Path, data: bytes, identity: Identity, decisions: Decisions, times: int, per_s: float
+) -> None:
+    """Serve as many hostile connections as the dialler makes."""
+
+    def handler(session: Session) -> Callable[[], Session]:
+        return lambda: session
+
+    listener = listen_unix(path)
+    command = [sys.executable, "-I", "-S", "-c", _DIALLER, str(path), str(times), str(per_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as dialler:  # noqa: ASYNC220
+        try:
+            assert dialler.stdin is not None
+            dialler.stdin.write(data)
+            dialler.stdin.close()
+            for _ in range(times):
+                await trio.lowlevel.wait_readable(listener)
+                sock, _ = listener.accept()
+                session = _session(identity, decisions)
+                limit = MAX_BATCH_BYTES + identity.max_payload_bytes
+                method = BidiMethod(handler(session), limit)
+                await GrpcConnection(sock, {CONNECT: method}).run()
+                session.lose("the connection is over")
+        finally:
+            listener.close()
+            dialler.kill()
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+async def test_ten_thousand_violations_cost_nobody_else_anything(name: str, tmp_path: Path) -> None:
+    data = _bytes_of([*_hello(), *VIOLATIONS[name]])
+    decisions = Decisions()
+    raw = write_plugin(tmp_path / "raw", "raw")
+    identity = Identity(read_manifest(Path(raw)), 1, b"{}", 1, 512 * 1024, "test")
+    async with running(tmp_path) as it:
+        await it.install(write_plugin(tmp_path / "good", "good"))
+        await _p99(it)
+        quiet = await _p99(it)
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        attacked = 0.0
+        async with trio.open_nursery() as nursery:
+            attack = partial(_attacked, tmp_path / "h", data, identity, decisions)
+            nursery.start_soon(attack, MEASURED_TIMES, MEASURED_PER_S)
+            attacked = await _p99(it)
+        await attack(TIMES - MEASURED_TIMES, FASTEST_PER_S)
+        gc.collect()
+        grown = psutil.Process().memory_info().rss - before
+        assert it.host.info("good").restarts == 0
+    print(
+        f"\n{name}: {TIMES} times, p99 of the other lane {quiet * 1000:.2f} -> "
+        f"{attacked * 1000:.2f} ms, memory {grown / 2**20:+.1f} MiB, {dict(decisions.counts)}"
+    )
+    right = RIGHT_VERDICTS.get(name, 0) * TIMES
+    assert decisions.counts["Continue"] == right
+    assert decisions.counts["Failure"] == len(IDS) * TIMES - right
+    assert set(decisions.counts) <= {"Continue", "Failure"}
+    assert grown <= GROWTH_BYTES
+    assert attacked <= max(P99_RATIO * quiet, quiet + SLACK_S)
