@@ -307,12 +307,13 @@ class Stopper(Plugin):
 
     @hook
     def start(self):
-        note(self, started=os.getpid())
+        self.birth = time.time_ns()
+        note(self, started=self.birth)
 
     @hook
     async def stop(self, reason):
         await asyncio.sleep(0.05)
-        note(self, stopped=os.getpid(), reason=reason)
+        note(self, stopped=self.birth, reason=reason)
 """
 
 
