@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -29,23 +28,21 @@ from wkhost.plugin_host import figures, status
 from wkhost.plugin_host.audit import AUDIT_FOLDER, AuditLog
 from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.catalog import Catalog
-from wkhost.plugin_host.config_schema import merge_config
 from wkhost.plugin_host.egress_rules import PrivateTarget, Target
 from wkhost.plugin_host.flusher import Flusher
 from wkhost.plugin_host.generation import Surroundings
 from wkhost.plugin_host.host_api import HostApi, HostServices
 from wkhost.plugin_host.lineage import Lineage
+from wkhost.plugin_host.loading import Loader
 from wkhost.plugin_host.manifest import Manifest
-from wkhost.plugin_host.numbering import Numbering
 from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.observers import OBSERVING_HOOKS, cursor_name
 from wkhost.plugin_host.order import build_chain, order_plugins
 from wkhost.plugin_host.output import LogRing
 from wkhost.plugin_host.pacer import Pacer
-from wkhost.plugin_host.package import Package, builtin_folder
 from wkhost.plugin_host.plan import DIRECTLY, Plan, Server, Switch
 from wkhost.plugin_host.process import Launcher
-from wkhost.plugin_host.registry import Entry, Quarantine
+from wkhost.plugin_host.registry import Entry
 from wkhost.plugin_host.rules import DEFAULT_RULES, Rules
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
@@ -98,12 +95,11 @@ class PluginHost:
         self._chain_changed = chain_changed
         self._chain_number = 0
         self.records = CallRecords() if records is None else records
-        self._server = Server(max_payload_bytes, host_version)
+        server = Server(max_payload_bytes, host_version)
         self._lineage = Lineage(trio.current_time)
         self._api = HostApi(store, services, self._lineage, self.auditor.deny)
         self._flusher = Flusher()
         self._pacer = Pacer(answers)
-        self._rules = rules
         self._around = Surroundings(
             runtime_dir=runtime_dir,
             launcher=launcher or SandboxLauncher(SandboxPolicy(), plugins_dir),
@@ -117,8 +113,6 @@ class PluginHost:
             egress_on=egress_on,
         )
         self._active: dict[str, Supervisor] = {}
-        self._broken: dict[str, str] = {}
-        self._rings: dict[str, LogRing] = {}
         self._observation = Observation(
             store,
             services,
@@ -129,6 +123,9 @@ class PluginHost:
         self._changing = trio.Lock()
         self.upgrades = Upgrades(
             self.catalog, store, self._api, self._observation, self.running, self.swap
+        )
+        self._loader = Loader(
+            self.catalog, self.upgrades, self._around, server, self.records, rules
         )
         self.versions = Versions(
             self, self.upgrades, self._observation, self._changing, rules.probation_s
@@ -178,8 +175,8 @@ class PluginHost:
             if names is None:
                 wanted = [entry for entry in entries.values() if entry.enabled]
             else:
-                wanted = [await self._wanted(no, entries) for no in dict.fromkeys(names)]
-            supervisors = [s for s in [await self._load(entry) for entry in wanted] if s]
+                wanted = [await self._loader.wanted(no, entries) for no in dict.fromkeys(names)]
+            supervisors = [s for s in [await self._loader.load(entry) for entry in wanted] if s]
             order_plugins(supervisor.manifest for supervisor in supervisors)
             async with trio.open_nursery() as nursery:
                 for supervisor in supervisors:
@@ -244,8 +241,7 @@ class PluginHost:
             entry = await self._in_thread(self.catalog.registry.get, no)
             await self._deactivate(no, "uninstall")
             await self._in_thread(self.catalog.uninstall, no)
-            self._broken.pop(no, None)
-            self._rings.pop(no, None)
+            self._loader.forget(no)
             for space in {entry.space, *(snapshot.space for snapshot in entry.snapshots)}:
                 await self._api.drop_values(no, space)
             self._api.forget(no)
@@ -265,7 +261,7 @@ class PluginHost:
 
     def logs(self, request: contract.GetPluginLogs) -> contract.PluginLogs:
         """Return lines of a plugin since the server started, whether it runs now or not."""
-        ring = self._rings.get(request.no)
+        ring = self._loader.rings.get(request.no)
         if ring is None:
             self.catalog.registry.get(request.no)
             ring = LogRing()
@@ -313,75 +309,21 @@ class PluginHost:
 
     # --- the running set ------------------------------------------------------------------------
 
-    async def _wanted(self, no: str, entries: dict[str, Entry]) -> Entry:
-        if no in entries:
-            return entries[no]
-        if builtin_folder(no) is None:
-            raise PluginError(f"{no}: not installed (wkhost plugin install PATH)")
-        request = contract.InstallPlugin(no, enable=False)
-        return await self._in_thread(self.catalog.install, request)
-
-    async def _load(self, entry: Entry) -> Supervisor | None:
-        """Make the supervisor of an entry.
-
-        One that must not run gets its place all the same, and its policy decides: that its files
-        are damaged must not let messages pass unseen. Without a manifest there is no place.
-        """
-        held: tuple[str, str] | None = None
-        if entry.quarantine is not None:
-            held = "quarantined", entry.quarantine.reason
-        try:
-            entry = await self.upgrades.bring_values(entry)
-            plan = await self.plan(entry)
-        except PluginError as error:
-            log.error("plugin_broken", plugin=entry.no, reason=str(error))
-            self._broken[entry.no] = str(error)
-            if not entry.manifest:
-                return None
-            held = "failed", str(error)
-            plan = Plan(self.catalog.stand_in(entry), {}, entry.config_number)
-        supervisor = self._supervisor(plan)
-        if held is not None:
-            lines = entry.quarantine.lines if entry.quarantine is not None else ()
-            supervisor.hold_back(*held, lines)
-        return supervisor
-
     async def plan(self, entry: Entry) -> Plan:
         """Return what the next process of an entry is made of; its files are checked."""
-        package = await self._in_thread(partial(self.catalog.load, entry, verify=True))
-        return Plan(package, _merged(package, entry.config), entry.config_number)
-
-    def _supervisor(self, plan: Plan) -> Supervisor:
-        return Supervisor(
-            plan,
-            records=self.records,
-            around=self._around,
-            answers=self._around.answers,
-            server=self._server,
-            ring=self._rings.setdefault(plan.package.manifest.no, LogRing()),
-            next_generation=Numbering(self.catalog, plan.package.manifest.no).next,
-            rules=self._rules,
-            quarantine=self._note_quarantine,
-        )
-
-    async def _note_quarantine(self, no: str, quarantine: Quarantine) -> None:
-        self.auditor.note("quarantine", no, reason=quarantine.reason)
-        change = partial(self.catalog.registry.change, no, quarantine=quarantine)
-        await self._in_thread(change)
+        return await self._loader.plan(entry)
 
     async def _activate(self, supervisor: Supervisor) -> None:
         """Start a supervisor; returns after its first start, good or bad."""
         if self._nursery is None:
             raise PluginError("the plugin host is not running")
         self._active[supervisor.no] = supervisor
-        self._broken.pop(supervisor.no, None)
+        self._loader.broken.pop(supervisor.no, None)
         await self._nursery.start(supervisor.run)
 
     async def start(self, no: str) -> None:
         """Start an installed plugin that is not active, and enable it; as `enable` otherwise."""
-        entry = await self._in_thread(self.catalog.registry.get, no)
-        entry = await self.upgrades.bring_values(entry)
-        supervisor = self._supervisor(await self.plan(entry))
+        supervisor = await self._loader.fresh(no)
         await self._activate(supervisor)
         try:
             if not supervisor.proxy.ready:
@@ -469,13 +411,9 @@ class PluginHost:
     def _status(self, entry: Entry) -> contract.PluginStatus:
         active = self._active.get(entry.no)
         if active is None:
-            return status.resting(entry, self._broken.get(entry.no, ""))
+            return status.resting(entry, self._loader.broken.get(entry.no, ""))
         return status.running(entry, active, self.records.counts(entry.no))
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Package work reads and syncs files; it must not hold the loop."""
         return await trio.to_thread.run_sync(function, *args)
-
-
-def _merged(package: Package, overrides: dict[str, Any]) -> dict[str, Any]:
-    return merge_config(package.manifest.schema, package.manifest.config, overrides)

@@ -52,7 +52,7 @@ async def ready(it: object) -> Generation:
     await until(lambda: (spare := spare_of(it)) is not None and spare.pid)
     spare = spare_of(it)
     assert spare is not None
-    logs = it.host._rings["echo"]  # type: ignore[attr-defined]
+    logs = it.host._loader.rings["echo"]  # type: ignore[attr-defined]
     await until(lambda: "IMPORTED" in logs.last_text(spare.number))
     return spare
 
