@@ -1,4 +1,4 @@
-"""Bots that answer each other: the chain ends, whatever they do and whenever the server restarts."""
+"""Bots that answer each other: the chain ends, whatever they do, also over a restart."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ async def test_no_answer_in_time_is_5003_and_the_fate_unknown() -> None:
 
 
 class Failing(FakeService):
-    async def handle(self, request: contract.Request, role: str) -> contract.Response:
+    async def handle(self, request: contract.Request, actor: contract.Actor) -> contract.Response:
         if isinstance(request, contract.AddSystemUids):
             return contract.Done() if request.uids else contract.Health(ok=True)
         kinds = list(contract.ErrorKind)
