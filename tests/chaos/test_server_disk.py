@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from tests.kit.load import Fate, Load, check_deliveries, check_history
+from tests.kit.missing import unavailable
 from tests.kit.server import ServerProcess, running_server
 from tests.kit.until import until
 from wkhost.errors import ReasonCode
@@ -36,13 +37,13 @@ WRITES = "write,writev,pwrite64,sendto,sendmsg"
 async def strace(server: ServerProcess, trace: Path, *arguments: str) -> AsyncIterator[None]:
     """Trace the running server for the time of the block; skips the test where that cannot be."""
     if shutil.which("strace") is None:
-        pytest.skip("SKIPPED GUARANTEE: no strace, so the order of system calls is not seen here")
+        unavailable("no strace, so the order of system calls is not seen here")
     with _attach(server.pid, trace, arguments) as tracer:
         assert tracer.stderr is not None
         first = await trio.to_thread.run_sync(tracer.stderr.readline)
         if b"attached" not in first:
             tracer.kill()
-            pytest.skip(f"SKIPPED GUARANTEE: strace may not attach here: {first.decode().strip()}")
+            unavailable(f"strace may not attach here: {first.decode().strip()}")
         try:
             yield
         finally:
@@ -154,7 +155,7 @@ async def test_a_failing_fsync_gives_15_and_the_server_goes_on_after_it(tmp_path
 
 async def test_a_full_disk_gives_15_and_the_server_goes_on_with_room(tmp_path: Path) -> None:
     if not _works("unshare", "-rm", "true"):
-        pytest.skip("SKIPPED GUARANTEE: no user namespaces, so no small disk to fill here")
+        unavailable("no user namespaces, so no small disk to fill here")
     server = SmallDiskServer(tmp_path / "server")
     load = Load(4, window=4, payload=b"x" * 4096)
     with trio.fail_after(LIMIT_S):

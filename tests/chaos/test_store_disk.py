@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tests.chaos.store_child import Report, check
+from tests.kit.missing import unavailable
 from wkhost.store.store import Store, open_store
 from wkhost.types import Message
 
@@ -75,7 +76,7 @@ def assert_failed_and_recovered(report: Report) -> None:
 
 def test_a_failing_fsync_refuses_its_batch_and_nothing_else(tmp_path: Path) -> None:
     if not works("strace", "-qq", "-e", "trace=none", "true"):
-        pytest.skip("SKIPPED GUARANTEE: no usable strace, so fsync cannot be made to fail here")
+        unavailable("no usable strace, so fsync cannot be made to fail here")
     inject = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=40..43"]
     strace = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), *inject]
     report_file = tmp_path / "report"
@@ -101,7 +102,7 @@ def test_a_file_that_cannot_grow_refuses_until_it_can(tmp_path: Path) -> None:
 
 def test_a_full_disk_refuses_until_there_is_room(tmp_path: Path) -> None:
     if not works("unshare", "-rm", "true"):
-        pytest.skip("SKIPPED GUARANTEE: no user namespaces, so no small disk to fill here")
+        unavailable("no user namespaces, so no small disk to fill here")
     disk, report_file = tmp_path / "disk", tmp_path / "report"
     disk.mkdir()
     script = (
@@ -157,7 +158,7 @@ async def test_what_sync_covered_is_in_the_log_when_it_returns(tmp_path: Path) -
 
 def test_every_ack_follows_an_fsync_that_followed_its_write(tmp_path: Path) -> None:
     if not works("strace", "-qq", "-e", "trace=none", "true"):
-        pytest.skip("SKIPPED GUARANTEE: no usable strace, so the order of calls is not seen here")
+        unavailable("no usable strace, so the order of calls is not seen here")
     trace, data = tmp_path / "trace", tmp_path / "data"
     strace = ["strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=write,fdatasync"]
     with subprocess.Popen(

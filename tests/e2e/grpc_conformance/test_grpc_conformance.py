@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.grpc_conformance.grpc_echo_service import Service, serving
-from tests.kit.node_js import NODE, packages, tool_cache, unavailable
+from tests.kit.missing import unavailable
+from tests.kit.node_js import NODE, packages, tool_cache
 from wkhost.plugin_host.grpc import StatusCode
 
 pytestmark = pytest.mark.e2e
