@@ -32,7 +32,7 @@ from wkhost.gateway.sweep import Gateway
 from wkhost.hooks.specs import hookimpl, host_hooks
 from wkhost.kernel.kernel import Kernel
 from wkhost.link.contract import SendMessage, Sent
-from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir
+from wkhost.link.runtime import LINK_SOCKET, runtime_directory
 from wkhost.link.server import LinkServer, ignore_refusal
 from wkhost.node_metrics import MetricsSource
 from wkhost.node_settings import (
@@ -130,18 +130,18 @@ class Node:
             node_id=settings.cluster.node_id,
             events=events,
         )
-        runtime_dir = open_runtime_dir(settings.data_path)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(kernel.run)
-            plugins = None
-            if settings.plugin.on:
-                plugins = self._plugin_host(kernel, runtime_dir)
-                events.register(_PluginEvents(plugins))
-                kernel.service.plugins = Desk(plugins)
-                await nursery.start(plugins.run)
-                await plugins.start_set(self._plugin_names)
-            await self._open_doors(kernel, gateway, plugins, runtime_dir)
-            nursery.cancel_scope.cancel()
+        with runtime_directory(settings.data_path) as runtime_dir:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(kernel.run)
+                plugins = None
+                if settings.plugin.on:
+                    plugins = self._plugin_host(kernel, runtime_dir)
+                    events.register(_PluginEvents(plugins))
+                    kernel.service.plugins = Desk(plugins)
+                    await nursery.start(plugins.run)
+                    await plugins.start_set(self._plugin_names)
+                await self._open_doors(kernel, gateway, plugins, runtime_dir)
+                nursery.cancel_scope.cancel()
 
     def _plugin_host(self, kernel: Kernel, runtime_dir: Path) -> PluginHost:
         settings = self._settings

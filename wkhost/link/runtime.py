@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -43,6 +45,17 @@ def open_runtime_dir(data_dir: Path) -> Path:
     fresh.write_text(f"{path}\n", encoding="utf-8")
     fresh.replace(pointer)
     return path
+
+
+@contextmanager
+def runtime_directory(data_dir: Path) -> Iterator[Path]:
+    """`open_runtime_dir`, and its removal at the end if nobody has left anything in it."""
+    path = open_runtime_dir(data_dir)
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def find_link_socket(data_dir: Path) -> Path:

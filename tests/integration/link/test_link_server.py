@@ -27,7 +27,7 @@ from wkhost.link.framing import (
     pack_handshake,
     response_decoder,
 )
-from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir
+from wkhost.link.runtime import LINK_SOCKET, open_runtime_dir, runtime_directory
 from wkhost.link.server import LinkLimits, LinkServer
 
 SEND = contract.SendMessage("u", "g", 2, b"hello")
@@ -381,6 +381,20 @@ async def test_the_operator_finds_the_server_by_its_data_directory(tmp_path: Pat
             nursery.cancel_scope.cancel()
     finally:
         runtime_dir.rmdir()
+
+
+def test_the_runtime_directory_goes_with_the_server_unless_something_is_left_in_it(
+    tmp_path: Path,
+) -> None:
+    with runtime_directory(tmp_path) as runtime_dir:
+        assert runtime_dir.is_dir()
+    assert not runtime_dir.exists()
+    with runtime_directory(tmp_path):
+        (runtime_dir / "left").touch()
+    (runtime_dir / "left").unlink()
+    runtime_dir.rmdir()
+    with pytest.raises(NoServerError):
+        connect_operator(tmp_path)
 
 
 def test_another_users_server_is_named_as_such(
