@@ -100,7 +100,8 @@ def list_(session: Session, as_json: bool) -> None:
     elif answer.plugins:
         session.out.print(plugin_views.list_table(answer.plugins))
     else:
-        session.line("no plugin is installed; try: wkhost plugin install moderation")
+        where = settings.plugin_path
+        session.line(f"no plugin is installed in {where}; try: wkhost plugin install moderation")
 
 
 @plugin.command()
@@ -163,7 +164,7 @@ def reload(session: Session, no: str, as_json: bool) -> None:
         with session.err.status(f"reloading {no} ..."):
             status = session.ask(settings.data_path, PluginAction(no, "reload"), PluginStatus)
     except NoServerError:
-        raise plugin_offline.needs_server("reload") from None
+        raise plugin_offline.needs_server("reload", settings.data_path) from None
     show_status(session, status, "reloaded", as_json)
 
 
@@ -226,7 +227,7 @@ def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> 
     try:
         link = connect_operator(settings.data_path)
     except NoServerError:
-        raise plugin_offline.needs_server("logs") from None
+        raise plugin_offline.needs_server("logs", settings.data_path) from None
     with link, suppress(KeyboardInterrupt):
         after = 0
         while True:

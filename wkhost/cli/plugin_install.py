@@ -160,7 +160,7 @@ def upgrade(session: Session, no: str, yes: bool, digest: str, as_json: bool) ->
     try:
         found = session.ask(settings.data_path, GetPluginVersions(no), PluginVersions)
     except NoServerError:
-        raise needs_server("upgrade") from None
+        raise needs_server("upgrade", settings.data_path) from None
     waiting = [
         each
         for each in found.releases

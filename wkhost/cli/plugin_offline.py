@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wkhost.errors import PluginError
 from wkhost.link.contract import (
     GrantPlugin,
@@ -86,6 +88,9 @@ class OfflinePlugins:
         )
 
 
-def needs_server(action: str) -> PluginError:
+def needs_server(action: str, data_dir: Path) -> PluginError:
     """Return the error of an action that needs a running server."""
-    return PluginError(f"{action} needs a running server; start one with `wkhost run`")
+    return PluginError(
+        f"{action} needs a running server, and none has the data directory {data_dir}; "
+        "start one with `wkhost run`"
+    )

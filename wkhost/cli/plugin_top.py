@@ -228,7 +228,7 @@ def top(session: Session, once: bool, interval: float, as_json: bool) -> None:
     try:
         link = connect_operator(settings.data_path)
     except NoServerError:
-        raise plugin_offline.needs_server("top") from None
+        raise plugin_offline.needs_server("top", settings.data_path) from None
     live = None if once or as_json else Live(console=session.out, auto_refresh=False)
     with link, suppress(KeyboardInterrupt), live or nullcontext():
         before = _look(link)

@@ -59,7 +59,7 @@ def rollback(session: Session, no: str, to: str, as_json: bool) -> None:
         with session.err.status(f"going back with {no} ..."):
             status = session.ask(settings.data_path, RollbackPlugin(no, to), PluginStatus)
     except NoServerError:
-        raise needs_server("rollback") from None
+        raise needs_server("rollback", settings.data_path) from None
     show_status(session, status, "rolled back", as_json)
 
 

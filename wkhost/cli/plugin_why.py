@@ -93,7 +93,7 @@ def why(session: Session, message_id: int, as_json: bool) -> None:
     try:
         trail = session.ask(settings.data_path, ExplainMessage(message_id), MessageTrail)
     except NoServerError:
-        raise plugin_offline.needs_server("why") from None
+        raise plugin_offline.needs_server("why", settings.data_path) from None
     if as_json:
         session.json(trail_json(trail))
         return
