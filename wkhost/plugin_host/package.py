@@ -107,10 +107,16 @@ def inspect_package(source: str, plugins_dir: Path) -> Package:
 
 @contextmanager
 def _staged(source: str, plugins_dir: Path) -> Iterator[Package]:
+    path = resolve_source(source)
+    if plugins_dir.resolve().is_relative_to(path.resolve()):
+        raise PluginError(
+            f"{path}: the server's plugins would be kept inside the plugin, in {plugins_dir}; run "
+            "this where the server runs, or name its configuration with --config"
+        )
     plugins_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=plugins_dir))
     try:
-        stage_package(resolve_source(source), staging)
+        stage_package(path, staging)
         manifest = read_manifest(staging)
         if manifest.main and not (staging / manifest.main).is_file():
             raise PluginError(f"run.main: {manifest.main!a} is not in the package")

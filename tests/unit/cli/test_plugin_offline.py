@@ -46,6 +46,17 @@ def test_a_new_plugin_installs_as_it_is(capsys: Capture, tmp_path: Path) -> None
     assert "send" in run(capsys, "info", "hello")
 
 
+def test_an_install_from_inside_the_plugin_finds_no_server_and_says_so(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, "new", "hello")
+    monkeypatch.chdir(tmp_path / "hello")
+    for action in ("inspect", "install"):
+        assert main(["plugin", action, "."]) == 1
+        assert "run this where the server runs" in capsys.readouterr().err
+    assert not (tmp_path / "hello/wkhost-data").exists()
+
+
 def test_new_overwrites_nothing_and_names_a_bad_name(capsys: Capture) -> None:
     run(capsys, "new", "hello")
     for name, word in (("hello", "exists"), ("Not Good", "name")):
