@@ -24,8 +24,6 @@ from wkhost.types import SYSTEM_UID, ChannelType, Flags, Message
 
 SLICE = 128
 """Connections pushed to in one synchronous stretch (about 1.3 ms)."""
-MESSAGE_BYTES = 512
-"""What a message takes on its way besides its payload and names."""
 UIDS_PER_SLICE = 4096
 """Uids looked up in one stretch: most members of a large group are offline."""
 RELOAD_DELAY_S = 0.1
@@ -35,21 +33,19 @@ _TWO_UIDS = (int(ChannelType.PERSON), int(ChannelType.AGENT))
 _TEMP = int(ChannelType.TEMP)
 
 
-def weight(m: Message) -> int:
-    """Return the bytes that a message counts for while it is on its way."""
-    return len(m.payload) + len(m.channel_id) + len(m.client_msg_no) + len(m.topic) + MESSAGE_BYTES
-
-
 class Delivery:
     """One message on its way out. `skip_conn_id` is the connection that sent it.
 
     `uids` up to `cursor` are done, but for `sessions`, the rest of the last uid's.
     """
 
-    __slots__ = ("cursor", "message", "sessions", "skip_conn_id", "uids")
+    __slots__ = ("cursor", "message", "sessions", "size", "skip_conn_id", "uids")
 
-    def __init__(self, message: Message, skip_conn_id: int, uids: Sequence[str] | Loading) -> None:
+    def __init__(
+        self, message: Message, size: int, skip_conn_id: int, uids: Sequence[str] | Loading
+    ) -> None:
         self.message = message
+        self.size = size
         self.skip_conn_id = skip_conn_id
         self.uids = uids
         self.sessions: list[Session] = []
@@ -59,7 +55,7 @@ class Delivery:
 class Fanout:
     """Owns what is waiting to be pushed, per channel.
 
-    `delivered(n)` is told the `weight` of each message that is completely pushed.
+    `delivered(n)` is told the size of each message that is completely pushed.
     """
 
     def __init__(
@@ -82,23 +78,29 @@ class Fanout:
         """Frames queued for connections since the start."""
 
     def deliver(
-        self, m: Message, skip_conn_id: int, recipients: Sequence[str] | None = None
+        self, m: Message, size: int, skip_conn_id: int, recipients: Sequence[str] | None = None
     ) -> int:
-        """Push `m` now, or behind what waits for its channel. Returns the connections served."""
-        channel = (m.channel_id, m.channel_type)
+        """Push `m` now, or behind what waits for its channel. Returns the connections served.
+
+        `size` is what `delivered` is told once it is pushed to everybody.
+        """
         uids = recipients_of(m, self._members) if recipients is None else recipients
-        waiting = self._waiting.get(channel)
+        waiting = self._waiting.get((m.channel_id, m.channel_type)) if self._waiting else None
         if waiting is not None:
-            waiting.append(Delivery(m, skip_conn_id, uids))
+            waiting.append(Delivery(m, size, skip_conn_id, uids))
             return 0
-        delivery = Delivery(m, skip_conn_id, uids)
+        sessions: list[Session] = []
+        cursor = 0
         if not isinstance(uids, Loading) and len(uids) <= SLICE:
             sessions = self._sessions(uids)
             if len(sessions) <= SLICE:
-                self._delivered(weight(m))
+                self._delivered(size)
                 return self._push(m, skip_conn_id, sessions)
-            delivery.sessions = sessions
-            delivery.cursor = len(uids)
+            cursor = len(uids)
+        delivery = Delivery(m, size, skip_conn_id, uids)
+        delivery.sessions = sessions
+        delivery.cursor = cursor
+        channel = (m.channel_id, m.channel_type)
         self._waiting[channel] = deque((delivery,))
         self._turn.append(channel)
         self._wake.set()
@@ -154,7 +156,7 @@ class Fanout:
                 await trio.sleep(RELOAD_DELAY_S)
                 finished = False
             if finished:
-                self._delivered(weight(queue.popleft().message))
+                self._delivered(queue.popleft().size)
             if queue:
                 self._turn.append(channel)
             else:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from wkhost.addressing import canonical_id, command_id, subscribers_channel_id
 from wkhost.clock import MessageIds
-from wkhost.delivery.fanout import weight
 from wkhost.delivery.presence import Session
 from wkhost.errors import ReasonCode, StoreBusyError
 from wkhost.hooks.target import SendOrigin
 from wkhost.kernel.channels import ChannelTable
-from wkhost.kernel.inflight import Inflight, SentCallback
+from wkhost.kernel.inflight import Inflight, SentCallback, weight
 from wkhost.kernel.replies import Replies
 from wkhost.kernel.send import SendPath
 from wkhost.kernel.settings import KernelSettings

@@ -33,6 +33,15 @@ class Progress(IntEnum):
     """Refused; its place in the lane is void."""
 
 
+MESSAGE_BYTES = 512
+"""What a message takes on its way besides its payload and names."""
+
+
+def weight(m: Message) -> int:
+    """Return the bytes that a message counts for while it is on its way."""
+    return len(m.payload) + len(m.channel_id) + len(m.client_msg_no) + len(m.topic) + MESSAGE_BYTES
+
+
 class Waiter:
     """Somebody who wants to know the fate of a message: a SEND (`conn_id`) or a callback."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wkhost.addressing import original_id
-from wkhost.delivery.fanout import Fanout, weight
+from wkhost.delivery.fanout import Fanout
 from wkhost.delivery.presence import Presence
 from wkhost.errors import ReasonCode, StoreError
 from wkhost.hooks.dispatch import Dispatcher
@@ -266,12 +266,10 @@ class SendPath:
         """A message is durable: answer it and hand it to delivery. Returns connections served."""
         self._leave(m)
         message = m.message
-        # A plugin may have replaced the payload; delivery gives back what it has now.
-        self.inflight_bytes += weight(message) - m.size
         if message.flags & _NO_PERSIST and message.client_msg_no:
             self._recent.remember(m.channel, message)
         self._replies.tell(m, SUCCESS, "")
-        return self._fanout.deliver(message, m.conn_id, m.recipients)
+        return self._fanout.deliver(message, m.size, m.conn_id, m.recipients)
 
     def delivered(self, size: int) -> None:
         """A message is pushed to everybody."""

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.kit.kernel import RecordingOutbox
-from wkhost.delivery.fanout import RELOAD_DELAY_S, SLICE, Fanout, weight
+from wkhost.delivery.fanout import RELOAD_DELAY_S, SLICE, Fanout
 from wkhost.delivery.members import MemberLists
 from wkhost.delivery.presence import Presence, Session
 from wkhost.errors import StoreError
@@ -88,7 +88,7 @@ class Bench:
         m = Message(
             seq, channel_id, channel_type, from_uid, "", b"%d" % seq, flags, message_seq=seq
         )
-        self.fanout.deliver(m, conn_id, recipients)
+        self.fanout.deliver(m, len(m.payload), conn_id, recipients)
         return m
 
     def counts(self, conn_ids: Sequence[int]) -> list[int]:
@@ -177,7 +177,7 @@ async def test_a_large_group_is_served_in_slices_once_each_and_in_order() -> Non
             got = [recv.message_id for recv in b.outbox.recvs.get(conn, [])]
             assert got == ([] if index == 3 else [m.message_id for m in sent])
         assert max(b.outbox.slices) <= SLICE
-        assert sorted(b.delivered) == sorted(weight(m) for m in [*sent, other])
+        assert sorted(b.delivered) == sorted(len(m.payload) for m in [*sent, other])
 
 
 async def test_a_user_with_many_connections_is_served_in_slices_too() -> None:
@@ -228,10 +228,3 @@ async def test_a_list_of_recipients_stands_for_the_members() -> None:
         b.deliver("y____cmd", 8, "a", recipients=many)
         await b.settle()
         assert b.counts(online) == [1] * 400
-
-
-def test_a_message_weighs_its_payload_its_names_and_a_fixed_part() -> None:
-    empty = weight(Message(1, "", 2, "a", "", b""))
-    full = weight(Message(1, "c" * 10, 2, "a", "n" * 20, b"p" * 30, topic="t" * 40))
-    assert empty > 0, "empty messages must be bounded too"
-    assert full == empty + 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wkhost.hooks.chain import EMPTY_CHAIN
 from wkhost.hooks.target import SendOrigin
 from wkhost.kernel.channels import CHANNELS_MAX, UNKNOWN_SEQ, ChannelState, ChannelTable
-from wkhost.kernel.inflight import Inflight, Lanes, Progress
+from wkhost.kernel.inflight import Inflight, Lanes, Progress, weight
 from wkhost.types import Message
 
 CHANNEL = ChannelState("g", 2)
@@ -122,3 +122,10 @@ def test_the_table_shrinks_again_when_messages_let_go_of_their_channels() -> Non
     for n in range(2000):
         table.get(f"r{n}", 2)
     assert len(table) == CHANNELS_MAX
+
+
+def test_a_message_weighs_its_payload_its_names_and_a_fixed_part() -> None:
+    empty = weight(Message(1, "", 2, "a", "", b""))
+    full = weight(Message(1, "c" * 10, 2, "a", "n" * 20, b"p" * 30, topic="t" * 40))
+    assert empty > 0, "empty messages must be bounded too"
+    assert full == empty + 100
