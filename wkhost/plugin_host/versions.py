@@ -17,6 +17,7 @@ from wkhost.errors import PluginError
 from wkhost.link import contract as c
 from wkhost.plugin_host.catalog import waits_error
 from wkhost.plugin_host.observation import Observation
+from wkhost.plugin_host.output import HOST_STREAM, escape
 from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.plan import Plan
 from wkhost.plugin_host.probation import figures, judge
@@ -160,6 +161,8 @@ class Versions:
             if not self._is_current(active, package):
                 return
             log.error("plugin_taken_back", plugin=no, reason=why)
+            number = active.generation.number if active.generation is not None else 0
+            active.ring.add(number, HOST_STREAM, escape(f"{why}; the version before comes back"))
             try:
                 await self._upgrades.go_back(no, "", why)
             except PluginError as error:

@@ -413,6 +413,7 @@ async def test_a_worse_version_gives_way_by_itself(tmp_path: Path, kind: str) ->
         assert bad.withdrawn.startswith("2 was taken back: ")
         words = {"errors": "calls failed", "slow": "one call in ten", "crash": "it died"}
         assert words[kind] in bad.withdrawn
+        assert any(f"host {bad.withdrawn}; the version" in line for line in it.logs("echo"))
         (answer,) = await it.recorder.wait(it.send(it.target("echo"), b"x"))
         assert answer == Continue()
 
