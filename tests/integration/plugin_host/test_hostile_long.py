@@ -59,6 +59,7 @@ def _verdicts(continued: Sequence[int] = (), answers: Sequence[pb.Verdict] = ())
 _LARGE = [pb.Verdict(call_id=i, replace=pb.Replace(payload=bytes(140_000))) for i in (1, 2)]
 VIOLATIONS: dict[str, list[bytes]] = {
     "unknown id": [_verdicts([2**40])],
+    "foreign id": [_verdicts([10**9])],
     "duplicate": [_verdicts([1]), _verdicts([1])],
     "more than outstanding": [_verdicts(range(1, 2000))],
     "oversize batch": [_verdicts(answers=_LARGE)],
@@ -72,12 +73,27 @@ VIOLATIONS: dict[str, list[bytes]] = {
     "second hello": [pb.PluginFrame(hello=pb.Hello(token=TOKEN)).SerializeToString()],
     "no frame": [b"\xff\xff\xff\xff" * 16],
 }
+REASONS = {
+    "unknown id": "which is not outstanding",
+    "foreign id": "which is not outstanding",
+    "duplicate": "which is not outstanding",
+    "more than outstanding": "more verdicts than outstanding",
+    "oversize batch": "a frame of 2 verdicts",
+    "oversize frame": "a message of 862144 bytes exceeds",
+    "empty verdicts": "more verdicts than outstanding",
+    "unknown outcome": "unknown outcome",
+    "refusal with success": "closed",
+    "credit violation": "out of bounds",
+    "second hello": "'hello' is not allowed here",
+    "no frame": "not a PluginFrame",
+}
 RIGHT_VERDICTS = {"duplicate": 1}
 """How many calls of a stream are rightly answered before the rule is broken."""
 
 _DIALLER = """
 import socket, sys, time
 path, times, per_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+size, calls = int(sys.argv[4]), int(sys.argv[5])
 data = sys.stdin.buffer.read()
 due = time.monotonic()
 for _ in range(times):
@@ -85,7 +101,11 @@ for _ in range(times):
         sock.settimeout(5)
         sock.connect(path)
         try:
-            sock.sendall(data)
+            sock.sendall(data[:size])
+            heard = b""
+            while heard.count(b"the call") < calls and (part := sock.recv(65536)):
+                heard += part
+            sock.sendall(data[size:])
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(65536):
                 pass
@@ -124,6 +144,8 @@ class Decisions:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        """Why the streams ended."""
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         for _, answer in answers:
@@ -142,7 +164,7 @@ def _session(identity: Identity, decisions: Decisions) -> Session:
         ended=lambda reason: None,
     )
     for call_id in IDS:
-        call = SendCall(call_id, message(b"hello", call_id), CLIENT, trio.current_time() + 60)
+        call = SendCall(call_id, message(b"the call", call_id), CLIENT, trio.current_time() + 60)
         assert session.submit(
             Pending(call_id, call, calls.encode_send, calls.SEND_ANSWERS, 5, deadline=call.deadline)
         )
@@ -170,6 +192,7 @@ async def _attacked(
 
     listener = listen_unix(path)
     command = [sys.executable, "-I", "-S", "-c", _DIALLER, str(path), str(times), str(per_s)]
+    command += [str(len(_bytes_of(_hello()))), str(len(IDS))]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as dialler:  # noqa: ASYNC220
         try:
             assert dialler.stdin is not None
@@ -183,8 +206,10 @@ async def _attacked(
                 method = BidiMethod(handler(session), limit)
                 await GrpcConnection(sock, {CONNECT: method}).run()
                 session.lose("the connection is over")
+                decisions.reasons[session.failure] += 1
         finally:
             listener.close()
+            path.unlink()  # noqa: ASYNC240 - a socket's name
             dialler.kill()
 
 
@@ -211,8 +236,11 @@ async def test_ten_thousand_violations_cost_nobody_else_anything(name: str, tmp_
         assert it.host.info("good").restarts == 0
     print(
         f"\n{name}: {TIMES} times, p99 of the other lane {quiet * 1000:.2f} -> "
-        f"{attacked * 1000:.2f} ms, memory {grown / 2**20:+.1f} MiB, {dict(decisions.counts)}"
+        f"{attacked * 1000:.2f} ms, memory {grown / 2**20:+.1f} MiB, {dict(decisions.counts)}, "
+        f"{dict(decisions.reasons)}"
     )
+    assert decisions.reasons == {next(iter(decisions.reasons)): TIMES}
+    assert REASONS[name] in next(iter(decisions.reasons))
     right = RIGHT_VERDICTS.get(name, 0) * TIMES
     assert decisions.counts["Continue"] == right
     assert decisions.counts["Failure"] == len(IDS) * TIMES - right
