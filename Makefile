@@ -5,6 +5,7 @@
 #   make fmt      format the code and mend what the linter can
 #   make stubs    generate the gRPC stubs from proto/ again
 #   make docs     write docs/configuration.md and docs/metrics.md again
+#   make attacks  the whole matrix of attacks on the sandbox
 #   make chaos    the long runs: kills, full disks, hostile peers
 #   make clean    remove all that make made, but no data
 
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CODE := wkhost plugin_sdk plugins tests examples
 ARGS ?=
 
-.PHONY: run test fmt stubs docs chaos clean
+.PHONY: run test fmt stubs docs chaos attacks clean
 
 run: $(RUN_STAMP)
 	@$(BIN)/wkhost plugin install --builtin
@@ -51,6 +52,9 @@ chaos: export CHAOS_RELOADS ?= 20
 chaos: export CHAOS_RATE ?= 1000
 chaos: $(TEST_STAMP)
 	$(BIN)/pytest -m "chaos or slow" -o faulthandler_timeout=1200 $(ARGS)
+
+attacks: $(TEST_STAMP)
+	$(BIN)/pytest -m "slow or not slow" tests/attacks $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
