@@ -50,6 +50,9 @@ chaos: export CHAOS_KILLS ?= 50
 chaos: export CHAOS_PLUGIN_KILLS ?= 8
 chaos: export CHAOS_RELOADS ?= 20
 chaos: export CHAOS_RATE ?= 1000
+chaos: export CHAOS_SPARE_KILLS ?= 120
+chaos: export CHAOS_OBSERVED ?= 100000
+chaos: export CHAOS_OBSERVER_KILLS ?= 20
 chaos: $(TEST_STAMP)
 	$(BIN)/pytest -m "chaos or slow" -o faulthandler_timeout=1200 $(ARGS)
 

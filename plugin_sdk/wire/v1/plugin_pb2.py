@@ -4,15 +4,18 @@
 # source: plugin_sdk/wire/v1/plugin.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "plugin_sdk/wire/v1/plugin.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'plugin_sdk/wire/v1/plugin.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -22,69 +25,67 @@ _sym_db = _symbol_database.Default()
 from plugin_sdk.wire.v1 import types_pb2 as plugin__sdk_dot_wire_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1fplugin_sdk/wire/v1/plugin.proto\x12\x10wkhost.plugin.v1\x1a\x1eplugin_sdk/wire/v1/types.proto"\xa0\x01\n\x0bPluginFrame\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.wkhost.plugin.v1.HelloH\x00\x12\x32\n\x08verdicts\x18\x02 \x01(\x0b\x32\x1e.wkhost.plugin.v1.VerdictBatchH\x00\x12*\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x18.wkhost.plugin.v1.CreditH\x00\x42\x07\n\x05\x66rame"\x9e\x01\n\tHostFrame\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.wkhost.plugin.v1.WelcomeH\x00\x12,\n\x05\x63\x61lls\x18\x02 \x01(\x0b\x32\x1b.wkhost.plugin.v1.CallBatchH\x00\x12,\n\x07secrets\x18\x03 \x01(\x0b\x32\x19.wkhost.plugin.v1.SecretsH\x00\x42\x07\n\x05\x66rame"^\n\x05Hello\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x0b\n\x03sdk\x18\x04 \x01(\t\x12\r\n\x05hooks\x18\x05 \x03(\t"\xcf\x01\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x11\n\tplugin_no\x18\x02 \x01(\t\x12\x16\n\x0eplugin_version\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\x0c\x12\x15\n\rconfig_number\x18\x06 \x01(\x04\x12\x14\n\x0chost_version\x18\x07 \x01(\t\x12\x19\n\x11max_payload_bytes\x18\x08 \x01(\r\x12\x16\n\x0esecrets_follow\x18\t \x01(\x08"4\n\x07Secrets\x12)\n\x07secrets\x18\x01 \x03(\x0b\x32\x18.wkhost.plugin.v1.Secret"%\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t"&\n\x06\x43redit\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04"\xe2\x03\n\tCallBatch\x12(\n\x04send\x18\x01 \x03(\x0b\x32\x1a.wkhost.plugin.v1.SendCall\x12\x35\n\x0b\x63hannel_get\x18\x02 \x03(\x0b\x32 .wkhost.plugin.v1.ChannelGetCall\x12/\n\x08user_get\x18\x03 \x03(\x0b\x32\x1d.wkhost.plugin.v1.UserGetCall\x12\x39\n\rpersist_after\x18\x04 \x03(\x0b\x32".wkhost.plugin.v1.PersistAfterCall\x12.\n\x07receive\x18\x05 \x03(\x0b\x32\x1d.wkhost.plugin.v1.ReceiveCall\x12.\n\x07webhook\x18\x06 \x03(\x0b\x32\x1d.wkhost.plugin.v1.WebhookCall\x12\x39\n\rconfig_update\x18\x07 \x03(\x0b\x32".wkhost.plugin.v1.ConfigUpdateCall\x12,\n\x06health\x18\x08 \x03(\x0b\x32\x1c.wkhost.plugin.v1.HealthCall\x12(\n\x04stop\x18\t \x03(\x0b\x32\x1a.wkhost.plugin.v1.StopCall\x12\x15\n\rconfig_number\x18\x0f \x01(\x04"\xc5\x01\n\x08SendCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\tbudget_ms\x18\x03 \x01(\r\x12*\n\x07message\x18\x04 \x01(\x0b\x32\x19.wkhost.plugin.v1.Message\x12\x0e\n\x06origin\x18\x05 \x01(\t\x12\x0f\n\x07\x63onn_id\x18\x06 \x01(\x04\x12\x11\n\tdevice_id\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65vice_flag\x18\x08 \x01(\r\x12\x0f\n\x07lineage\x18\t \x01(\x0c"^\n\x0e\x43hannelGetCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x12\n\nchannel_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63hannel_type\x18\x04 \x01(\r"\x82\x01\n\x0bUserGetCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_flag\x18\x04 \x01(\r\x12-\n\x05login\x18\x05 \x01(\x0b\x32\x1e.wkhost.plugin.v1.LoginAttempt"C\n\x0cLoginAttempt\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x11\n\tpeer_host\x18\x03 \x01(\t"u\n\x10PersistAfterCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12+\n\x08messages\x18\x03 \x03(\x0b\x32\x19.wkhost.plugin.v1.Message\x12\x10\n\x08lineages\x18\x04 \x03(\x0c"|\n\x0bReceiveCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12*\n\x07message\x18\x03 \x01(\x0b\x32\x19.wkhost.plugin.v1.Message\x12\x0c\n\x04uids\x18\x04 \x03(\t\x12\x0f\n\x07lineage\x18\x05 \x01(\x0c"S\n\x0bWebhookCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x11\n\tdata_json\x18\x04 \x01(\x0c"b\n\x10\x43onfigUpdateCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x13\n\x0b\x63onfig_json\x18\x03 \x01(\x0c\x12\x15\n\rconfig_number\x18\x04 \x01(\x04"0\n\nHealthCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r">\n\x08StopCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t"N\n\x0cVerdictBatch\x12\x11\n\tcontinued\x18\x01 \x03(\x04\x12+\n\x08verdicts\x18\x02 \x03(\x0b\x32\x19.wkhost.plugin.v1.Verdict"\xc0\x02\n\x07Verdict\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07replace\x18\x02 \x01(\x0b\x32\x19.wkhost.plugin.v1.ReplaceH\x00\x12*\n\x06refuse\x18\x03 \x01(\x0b\x32\x18.wkhost.plugin.v1.RefuseH\x00\x12*\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x18.wkhost.plugin.v1.FailedH\x00\x12\x32\n\x07\x63hannel\x18\x05 \x01(\x0b\x32\x1f.wkhost.plugin.v1.ChannelAnswerH\x00\x12,\n\x04user\x18\x06 \x01(\x0b\x32\x1c.wkhost.plugin.v1.UserAnswerH\x00\x12\x32\n\x07webhook\x18\x07 \x01(\x0b\x32\x1f.wkhost.plugin.v1.WebhookAnswerH\x00\x42\x08\n\x06\x61nswer"\x1a\n\x07Replace\x12\x0f\n\x07payload\x18\x01 \x01(\x0c"$\n\x06Refuse\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t"\x18\n\x06\x46\x61iled\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t"\xcd\x01\n\rChannelAnswer\x12\x12\n\x05large\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x03\x62\x61n\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x14\n\x07\x64isband\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\x08send_ban\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1b\n\x0e\x61llow_stranger\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x0f \x01(\rB\x08\n\x06_largeB\x06\n\x04_banB\n\n\x08_disbandB\x0b\n\t_send_banB\x11\n\x0f_allow_stranger"\xd2\x01\n\nUserAnswer\x12\x12\n\x05token\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0c\x64\x65vice_level\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x03\x62\x61n\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\x08send_ban\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1a\n\rauthenticated\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x0f \x01(\rB\x08\n\x06_tokenB\x0f\n\r_device_levelB\x06\n\x04_banB\x0b\n\t_send_banB\x10\n\x0e_authenticated"\xa1\x01\n\rWebhookAnswer\x12\x36\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32&.wkhost.plugin.v1.WebhookAnswer.Action\x12\x11\n\tdata_json\x18\x02 \x01(\x0c"E\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\n\n\x06\x43HANGE\x10\x01\x12\x08\n\x04\x44ROP\x10\x02\x12\r\n\tDELIVERED\x10\x03\x32R\n\x05Hooks\x12I\n\x07\x43onnect\x12\x1d.wkhost.plugin.v1.PluginFrame\x1a\x1b.wkhost.plugin.v1.HostFrame(\x01\x30\x01\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fplugin_sdk/wire/v1/plugin.proto\x12\x10wkhost.plugin.v1\x1a\x1eplugin_sdk/wire/v1/types.proto\"\xa0\x01\n\x0bPluginFrame\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.wkhost.plugin.v1.HelloH\x00\x12\x32\n\x08verdicts\x18\x02 \x01(\x0b\x32\x1e.wkhost.plugin.v1.VerdictBatchH\x00\x12*\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x18.wkhost.plugin.v1.CreditH\x00\x42\x07\n\x05\x66rame\"\x9e\x01\n\tHostFrame\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.wkhost.plugin.v1.WelcomeH\x00\x12,\n\x05\x63\x61lls\x18\x02 \x01(\x0b\x32\x1b.wkhost.plugin.v1.CallBatchH\x00\x12,\n\x07secrets\x18\x03 \x01(\x0b\x32\x19.wkhost.plugin.v1.SecretsH\x00\x42\x07\n\x05\x66rame\"^\n\x05Hello\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x0b\n\x03sdk\x18\x04 \x01(\t\x12\r\n\x05hooks\x18\x05 \x03(\t\"\xcf\x01\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x11\n\tplugin_no\x18\x02 \x01(\t\x12\x16\n\x0eplugin_version\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\x0c\x12\x15\n\rconfig_number\x18\x06 \x01(\x04\x12\x14\n\x0chost_version\x18\x07 \x01(\t\x12\x19\n\x11max_payload_bytes\x18\x08 \x01(\r\x12\x16\n\x0esecrets_follow\x18\t \x01(\x08\"4\n\x07Secrets\x12)\n\x07secrets\x18\x01 \x03(\x0b\x32\x18.wkhost.plugin.v1.Secret\"%\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"&\n\x06\x43redit\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\xe2\x03\n\tCallBatch\x12(\n\x04send\x18\x01 \x03(\x0b\x32\x1a.wkhost.plugin.v1.SendCall\x12\x35\n\x0b\x63hannel_get\x18\x02 \x03(\x0b\x32 .wkhost.plugin.v1.ChannelGetCall\x12/\n\x08user_get\x18\x03 \x03(\x0b\x32\x1d.wkhost.plugin.v1.UserGetCall\x12\x39\n\rpersist_after\x18\x04 \x03(\x0b\x32\".wkhost.plugin.v1.PersistAfterCall\x12.\n\x07receive\x18\x05 \x03(\x0b\x32\x1d.wkhost.plugin.v1.ReceiveCall\x12.\n\x07webhook\x18\x06 \x03(\x0b\x32\x1d.wkhost.plugin.v1.WebhookCall\x12\x39\n\rconfig_update\x18\x07 \x03(\x0b\x32\".wkhost.plugin.v1.ConfigUpdateCall\x12,\n\x06health\x18\x08 \x03(\x0b\x32\x1c.wkhost.plugin.v1.HealthCall\x12(\n\x04stop\x18\t \x03(\x0b\x32\x1a.wkhost.plugin.v1.StopCall\x12\x15\n\rconfig_number\x18\x0f \x01(\x04\"\xc5\x01\n\x08SendCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\tbudget_ms\x18\x03 \x01(\r\x12*\n\x07message\x18\x04 \x01(\x0b\x32\x19.wkhost.plugin.v1.Message\x12\x0e\n\x06origin\x18\x05 \x01(\t\x12\x0f\n\x07\x63onn_id\x18\x06 \x01(\x04\x12\x11\n\tdevice_id\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65vice_flag\x18\x08 \x01(\r\x12\x0f\n\x07lineage\x18\t \x01(\x0c\"^\n\x0e\x43hannelGetCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x12\n\nchannel_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63hannel_type\x18\x04 \x01(\r\"\x82\x01\n\x0bUserGetCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_flag\x18\x04 \x01(\r\x12-\n\x05login\x18\x05 \x01(\x0b\x32\x1e.wkhost.plugin.v1.LoginAttempt\"C\n\x0cLoginAttempt\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x11\n\tpeer_host\x18\x03 \x01(\t\"u\n\x10PersistAfterCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12+\n\x08messages\x18\x03 \x03(\x0b\x32\x19.wkhost.plugin.v1.Message\x12\x10\n\x08lineages\x18\x04 \x03(\x0c\"|\n\x0bReceiveCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12*\n\x07message\x18\x03 \x01(\x0b\x32\x19.wkhost.plugin.v1.Message\x12\x0c\n\x04uids\x18\x04 \x03(\t\x12\x0f\n\x07lineage\x18\x05 \x01(\x0c\"S\n\x0bWebhookCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x11\n\tdata_json\x18\x04 \x01(\x0c\"b\n\x10\x43onfigUpdateCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x13\n\x0b\x63onfig_json\x18\x03 \x01(\x0c\x12\x15\n\rconfig_number\x18\x04 \x01(\x04\"0\n\nHealthCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\">\n\x08StopCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"N\n\x0cVerdictBatch\x12\x11\n\tcontinued\x18\x01 \x03(\x04\x12+\n\x08verdicts\x18\x02 \x03(\x0b\x32\x19.wkhost.plugin.v1.Verdict\"\xc0\x02\n\x07Verdict\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07replace\x18\x02 \x01(\x0b\x32\x19.wkhost.plugin.v1.ReplaceH\x00\x12*\n\x06refuse\x18\x03 \x01(\x0b\x32\x18.wkhost.plugin.v1.RefuseH\x00\x12*\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x18.wkhost.plugin.v1.FailedH\x00\x12\x32\n\x07\x63hannel\x18\x05 \x01(\x0b\x32\x1f.wkhost.plugin.v1.ChannelAnswerH\x00\x12,\n\x04user\x18\x06 \x01(\x0b\x32\x1c.wkhost.plugin.v1.UserAnswerH\x00\x12\x32\n\x07webhook\x18\x07 \x01(\x0b\x32\x1f.wkhost.plugin.v1.WebhookAnswerH\x00\x42\x08\n\x06\x61nswer\"\x1a\n\x07Replace\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"$\n\x06Refuse\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x18\n\x06\x46\x61iled\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\xcd\x01\n\rChannelAnswer\x12\x12\n\x05large\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x03\x62\x61n\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x14\n\x07\x64isband\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\x08send_ban\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1b\n\x0e\x61llow_stranger\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x0f \x01(\rB\x08\n\x06_largeB\x06\n\x04_banB\n\n\x08_disbandB\x0b\n\t_send_banB\x11\n\x0f_allow_stranger\"\xd2\x01\n\nUserAnswer\x12\x12\n\x05token\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0c\x64\x65vice_level\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x03\x62\x61n\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\x08send_ban\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1a\n\rauthenticated\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x0e\n\x06ttl_ms\x18\x0f \x01(\rB\x08\n\x06_tokenB\x0f\n\r_device_levelB\x06\n\x04_banB\x0b\n\t_send_banB\x10\n\x0e_authenticated\"\xa1\x01\n\rWebhookAnswer\x12\x36\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32&.wkhost.plugin.v1.WebhookAnswer.Action\x12\x11\n\tdata_json\x18\x02 \x01(\x0c\"E\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\n\n\x06\x43HANGE\x10\x01\x12\x08\n\x04\x44ROP\x10\x02\x12\r\n\tDELIVERED\x10\x03\x32R\n\x05Hooks\x12I\n\x07\x43onnect\x12\x1d.wkhost.plugin.v1.PluginFrame\x1a\x1b.wkhost.plugin.v1.HostFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "plugin_sdk.wire.v1.plugin_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plugin_sdk.wire.v1.plugin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_PLUGINFRAME"]._serialized_start = 86
-    _globals["_PLUGINFRAME"]._serialized_end = 246
-    _globals["_HOSTFRAME"]._serialized_start = 249
-    _globals["_HOSTFRAME"]._serialized_end = 407
-    _globals["_HELLO"]._serialized_start = 409
-    _globals["_HELLO"]._serialized_end = 503
-    _globals["_WELCOME"]._serialized_start = 506
-    _globals["_WELCOME"]._serialized_end = 713
-    _globals["_SECRETS"]._serialized_start = 715
-    _globals["_SECRETS"]._serialized_end = 767
-    _globals["_SECRET"]._serialized_start = 769
-    _globals["_SECRET"]._serialized_end = 806
-    _globals["_CREDIT"]._serialized_start = 808
-    _globals["_CREDIT"]._serialized_end = 846
-    _globals["_CALLBATCH"]._serialized_start = 849
-    _globals["_CALLBATCH"]._serialized_end = 1331
-    _globals["_SENDCALL"]._serialized_start = 1334
-    _globals["_SENDCALL"]._serialized_end = 1531
-    _globals["_CHANNELGETCALL"]._serialized_start = 1533
-    _globals["_CHANNELGETCALL"]._serialized_end = 1627
-    _globals["_USERGETCALL"]._serialized_start = 1630
-    _globals["_USERGETCALL"]._serialized_end = 1760
-    _globals["_LOGINATTEMPT"]._serialized_start = 1762
-    _globals["_LOGINATTEMPT"]._serialized_end = 1829
-    _globals["_PERSISTAFTERCALL"]._serialized_start = 1831
-    _globals["_PERSISTAFTERCALL"]._serialized_end = 1948
-    _globals["_RECEIVECALL"]._serialized_start = 1950
-    _globals["_RECEIVECALL"]._serialized_end = 2074
-    _globals["_WEBHOOKCALL"]._serialized_start = 2076
-    _globals["_WEBHOOKCALL"]._serialized_end = 2159
-    _globals["_CONFIGUPDATECALL"]._serialized_start = 2161
-    _globals["_CONFIGUPDATECALL"]._serialized_end = 2259
-    _globals["_HEALTHCALL"]._serialized_start = 2261
-    _globals["_HEALTHCALL"]._serialized_end = 2309
-    _globals["_STOPCALL"]._serialized_start = 2311
-    _globals["_STOPCALL"]._serialized_end = 2373
-    _globals["_VERDICTBATCH"]._serialized_start = 2375
-    _globals["_VERDICTBATCH"]._serialized_end = 2453
-    _globals["_VERDICT"]._serialized_start = 2456
-    _globals["_VERDICT"]._serialized_end = 2776
-    _globals["_REPLACE"]._serialized_start = 2778
-    _globals["_REPLACE"]._serialized_end = 2804
-    _globals["_REFUSE"]._serialized_start = 2806
-    _globals["_REFUSE"]._serialized_end = 2842
-    _globals["_FAILED"]._serialized_start = 2844
-    _globals["_FAILED"]._serialized_end = 2868
-    _globals["_CHANNELANSWER"]._serialized_start = 2871
-    _globals["_CHANNELANSWER"]._serialized_end = 3076
-    _globals["_USERANSWER"]._serialized_start = 3079
-    _globals["_USERANSWER"]._serialized_end = 3289
-    _globals["_WEBHOOKANSWER"]._serialized_start = 3292
-    _globals["_WEBHOOKANSWER"]._serialized_end = 3453
-    _globals["_WEBHOOKANSWER_ACTION"]._serialized_start = 3384
-    _globals["_WEBHOOKANSWER_ACTION"]._serialized_end = 3453
-    _globals["_HOOKS"]._serialized_start = 3455
-    _globals["_HOOKS"]._serialized_end = 3537
+  DESCRIPTOR._loaded_options = None
+  _globals['_PLUGINFRAME']._serialized_start=86
+  _globals['_PLUGINFRAME']._serialized_end=246
+  _globals['_HOSTFRAME']._serialized_start=249
+  _globals['_HOSTFRAME']._serialized_end=407
+  _globals['_HELLO']._serialized_start=409
+  _globals['_HELLO']._serialized_end=503
+  _globals['_WELCOME']._serialized_start=506
+  _globals['_WELCOME']._serialized_end=713
+  _globals['_SECRETS']._serialized_start=715
+  _globals['_SECRETS']._serialized_end=767
+  _globals['_SECRET']._serialized_start=769
+  _globals['_SECRET']._serialized_end=806
+  _globals['_CREDIT']._serialized_start=808
+  _globals['_CREDIT']._serialized_end=846
+  _globals['_CALLBATCH']._serialized_start=849
+  _globals['_CALLBATCH']._serialized_end=1331
+  _globals['_SENDCALL']._serialized_start=1334
+  _globals['_SENDCALL']._serialized_end=1531
+  _globals['_CHANNELGETCALL']._serialized_start=1533
+  _globals['_CHANNELGETCALL']._serialized_end=1627
+  _globals['_USERGETCALL']._serialized_start=1630
+  _globals['_USERGETCALL']._serialized_end=1760
+  _globals['_LOGINATTEMPT']._serialized_start=1762
+  _globals['_LOGINATTEMPT']._serialized_end=1829
+  _globals['_PERSISTAFTERCALL']._serialized_start=1831
+  _globals['_PERSISTAFTERCALL']._serialized_end=1948
+  _globals['_RECEIVECALL']._serialized_start=1950
+  _globals['_RECEIVECALL']._serialized_end=2074
+  _globals['_WEBHOOKCALL']._serialized_start=2076
+  _globals['_WEBHOOKCALL']._serialized_end=2159
+  _globals['_CONFIGUPDATECALL']._serialized_start=2161
+  _globals['_CONFIGUPDATECALL']._serialized_end=2259
+  _globals['_HEALTHCALL']._serialized_start=2261
+  _globals['_HEALTHCALL']._serialized_end=2309
+  _globals['_STOPCALL']._serialized_start=2311
+  _globals['_STOPCALL']._serialized_end=2373
+  _globals['_VERDICTBATCH']._serialized_start=2375
+  _globals['_VERDICTBATCH']._serialized_end=2453
+  _globals['_VERDICT']._serialized_start=2456
+  _globals['_VERDICT']._serialized_end=2776
+  _globals['_REPLACE']._serialized_start=2778
+  _globals['_REPLACE']._serialized_end=2804
+  _globals['_REFUSE']._serialized_start=2806
+  _globals['_REFUSE']._serialized_end=2842
+  _globals['_FAILED']._serialized_start=2844
+  _globals['_FAILED']._serialized_end=2868
+  _globals['_CHANNELANSWER']._serialized_start=2871
+  _globals['_CHANNELANSWER']._serialized_end=3076
+  _globals['_USERANSWER']._serialized_start=3079
+  _globals['_USERANSWER']._serialized_end=3289
+  _globals['_WEBHOOKANSWER']._serialized_start=3292
+  _globals['_WEBHOOKANSWER']._serialized_end=3453
+  _globals['_WEBHOOKANSWER_ACTION']._serialized_start=3384
+  _globals['_WEBHOOKANSWER_ACTION']._serialized_end=3453
+  _globals['_HOOKS']._serialized_start=3455
+  _globals['_HOOKS']._serialized_end=3537
 # @@protoc_insertion_point(module_scope)

@@ -58,19 +58,13 @@ class PluginFrame(_message.Message):
         verdicts: Global___VerdictBatch | None = ...,
         credit: Global___Credit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "frame", b"frame", "hello", b"hello", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "verdicts", "credit"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_frame
-    ) -> _WhichOneofReturnType_frame | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
 Global___PluginFrame: _TypeAlias = PluginFrame  # noqa: Y015
 
@@ -100,19 +94,13 @@ class HostFrame(_message.Message):
         calls: Global___CallBatch | None = ...,
         secrets: Global___Secrets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "frame", b"frame", "secrets", b"secrets", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "calls", "secrets"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_frame
-    ) -> _WhichOneofReturnType_frame | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
 Global___HostFrame: _TypeAlias = HostFrame  # noqa: Y015
 
@@ -149,18 +137,7 @@ class Hello(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "hooks",
-        b"hooks",
-        "protocol_max",
-        b"protocol_max",
-        "protocol_min",
-        b"protocol_min",
-        "sdk",
-        b"sdk",
-        "token",
-        b"token",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "sdk", b"sdk", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,26 +187,7 @@ class Welcome(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "config_json",
-        b"config_json",
-        "config_number",
-        b"config_number",
-        "generation",
-        b"generation",
-        "host_version",
-        b"host_version",
-        "max_payload_bytes",
-        b"max_payload_bytes",
-        "plugin_no",
-        b"plugin_no",
-        "plugin_version",
-        b"plugin_version",
-        "protocol",
-        b"protocol",
-        "secrets_follow",
-        b"secrets_follow",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "config_number", b"config_number", "generation", b"generation", "host_version", b"host_version", "max_payload_bytes", b"max_payload_bytes", "plugin_no", b"plugin_no", "plugin_version", b"plugin_version", "protocol", b"protocol", "secrets_follow", b"secrets_follow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,23 +286,17 @@ class CallBatch(_message.Message):
     @_builtins.property
     def send(self) -> _containers.RepeatedCompositeFieldContainer[Global___SendCall]: ...
     @_builtins.property
-    def channel_get(
-        self,
-    ) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelGetCall]: ...
+    def channel_get(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelGetCall]: ...
     @_builtins.property
     def user_get(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserGetCall]: ...
     @_builtins.property
-    def persist_after(
-        self,
-    ) -> _containers.RepeatedCompositeFieldContainer[Global___PersistAfterCall]: ...
+    def persist_after(self) -> _containers.RepeatedCompositeFieldContainer[Global___PersistAfterCall]: ...
     @_builtins.property
     def receive(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceiveCall]: ...
     @_builtins.property
     def webhook(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookCall]: ...
     @_builtins.property
-    def config_update(
-        self,
-    ) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigUpdateCall]: ...
+    def config_update(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigUpdateCall]: ...
     @_builtins.property
     def health(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthCall]: ...
     @_builtins.property
@@ -365,28 +317,7 @@ class CallBatch(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "channel_get",
-        b"channel_get",
-        "config_number",
-        b"config_number",
-        "config_update",
-        b"config_update",
-        "health",
-        b"health",
-        "persist_after",
-        b"persist_after",
-        "receive",
-        b"receive",
-        "send",
-        b"send",
-        "stop",
-        b"stop",
-        "user_get",
-        b"user_get",
-        "webhook",
-        b"webhook",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_get", b"channel_get", "config_number", b"config_number", "config_update", b"config_update", "health", b"health", "persist_after", b"persist_after", "receive", b"receive", "send", b"send", "stop", b"stop", "user_get", b"user_get", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -437,26 +368,7 @@ class SendCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "attempt",
-        b"attempt",
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "conn_id",
-        b"conn_id",
-        "device_flag",
-        b"device_flag",
-        "device_id",
-        b"device_id",
-        "lineage",
-        b"lineage",
-        "message",
-        b"message",
-        "origin",
-        b"origin",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "budget_ms", b"budget_ms", "call_id", b"call_id", "conn_id", b"conn_id", "device_flag", b"device_flag", "device_id", b"device_id", "lineage", b"lineage", "message", b"message", "origin", b"origin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,16 +398,7 @@ class ChannelGetCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "channel_id",
-        b"channel_id",
-        "channel_type",
-        b"channel_type",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "channel_id", b"channel_id", "channel_type", b"channel_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,18 +434,7 @@ class UserGetCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["login", b"login"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "device_flag",
-        b"device_flag",
-        "login",
-        b"login",
-        "uid",
-        b"uid",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "device_flag", b"device_flag", "login", b"login", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,9 +460,7 @@ class LoginAttempt(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "device_id", b"device_id", "peer_host", b"peer_host", "token", b"token"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "peer_host", b"peer_host", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,16 +498,7 @@ class PersistAfterCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "lineages",
-        b"lineages",
-        "messages",
-        b"messages",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "lineages", b"lineages", "messages", b"messages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,18 +533,7 @@ class ReceiveCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "lineage",
-        b"lineage",
-        "message",
-        b"message",
-        "uids",
-        b"uids",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "lineage", b"lineage", "message", b"message", "uids", b"uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -693,16 +563,7 @@ class WebhookCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "data_json",
-        b"data_json",
-        "event",
-        b"event",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "data_json", b"data_json", "event", b"event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -732,16 +593,7 @@ class ConfigUpdateCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms",
-        b"budget_ms",
-        "call_id",
-        b"call_id",
-        "config_json",
-        b"config_json",
-        "config_number",
-        b"config_number",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "config_json", b"config_json", "config_number", b"config_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,9 +617,7 @@ class HealthCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms", b"budget_ms", "call_id", b"call_id"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -795,9 +645,7 @@ class StopCall(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "budget_ms", b"budget_ms", "call_id", b"call_id", "reason", b"reason"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "call_id", b"call_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -823,9 +671,7 @@ class VerdictBatch(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "continued", b"continued", "verdicts", b"verdicts"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued", b"continued", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -868,49 +714,13 @@ class Verdict(_message.Message):
         user: Global___UserAnswer | None = ...,
         webhook: Global___WebhookAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "answer",
-        b"answer",
-        "channel",
-        b"channel",
-        "failed",
-        b"failed",
-        "refuse",
-        b"refuse",
-        "replace",
-        b"replace",
-        "user",
-        b"user",
-        "webhook",
-        b"webhook",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "channel", b"channel", "failed", b"failed", "refuse", b"refuse", "replace", b"replace", "user", b"user", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "answer",
-        b"answer",
-        "call_id",
-        b"call_id",
-        "channel",
-        b"channel",
-        "failed",
-        b"failed",
-        "refuse",
-        b"refuse",
-        "replace",
-        b"replace",
-        "user",
-        b"user",
-        "webhook",
-        b"webhook",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "call_id", b"call_id", "channel", b"channel", "failed", b"failed", "refuse", b"refuse", "replace", b"replace", "user", b"user", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal[
-        "replace", "refuse", "failed", "channel", "user", "webhook"
-    ]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["replace", "refuse", "failed", "channel", "user", "webhook"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_answer
-    ) -> _WhichOneofReturnType_answer | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
@@ -1005,58 +815,12 @@ class ChannelAnswer(_message.Message):
         allow_stranger: _builtins.bool | None = ...,
         ttl_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "_allow_stranger",
-        b"_allow_stranger",
-        "_ban",
-        b"_ban",
-        "_disband",
-        b"_disband",
-        "_large",
-        b"_large",
-        "_send_ban",
-        b"_send_ban",
-        "allow_stranger",
-        b"allow_stranger",
-        "ban",
-        b"ban",
-        "disband",
-        b"disband",
-        "large",
-        b"large",
-        "send_ban",
-        b"send_ban",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_stranger", b"_allow_stranger", "_ban", b"_ban", "_disband", b"_disband", "_large", b"_large", "_send_ban", b"_send_ban", "allow_stranger", b"allow_stranger", "ban", b"ban", "disband", b"disband", "large", b"large", "send_ban", b"send_ban"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "_allow_stranger",
-        b"_allow_stranger",
-        "_ban",
-        b"_ban",
-        "_disband",
-        b"_disband",
-        "_large",
-        b"_large",
-        "_send_ban",
-        b"_send_ban",
-        "allow_stranger",
-        b"allow_stranger",
-        "ban",
-        b"ban",
-        "disband",
-        b"disband",
-        "large",
-        b"large",
-        "send_ban",
-        b"send_ban",
-        "ttl_ms",
-        b"ttl_ms",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_stranger", b"_allow_stranger", "_ban", b"_ban", "_disband", b"_disband", "_large", b"_large", "_send_ban", b"_send_ban", "allow_stranger", b"allow_stranger", "ban", b"ban", "disband", b"disband", "large", b"large", "send_ban", b"send_ban", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_stranger: _TypeAlias = _typing.Literal["allow_stranger"]  # noqa: Y015
-    _WhichOneofArgType__allow_stranger: _TypeAlias = _typing.Literal[
-        "_allow_stranger", b"_allow_stranger"
-    ]  # noqa: Y015
+    _WhichOneofArgType__allow_stranger: _TypeAlias = _typing.Literal["_allow_stranger", b"_allow_stranger"]  # noqa: Y015
     _WhichOneofReturnType__ban: _TypeAlias = _typing.Literal["ban"]  # noqa: Y015
     _WhichOneofArgType__ban: _TypeAlias = _typing.Literal["_ban", b"_ban"]  # noqa: Y015
     _WhichOneofReturnType__disband: _TypeAlias = _typing.Literal["disband"]  # noqa: Y015
@@ -1066,25 +830,15 @@ class ChannelAnswer(_message.Message):
     _WhichOneofReturnType__send_ban: _TypeAlias = _typing.Literal["send_ban"]  # noqa: Y015
     _WhichOneofArgType__send_ban: _TypeAlias = _typing.Literal["_send_ban", b"_send_ban"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__allow_stranger
-    ) -> _WhichOneofReturnType__allow_stranger | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_stranger) -> _WhichOneofReturnType__allow_stranger | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__ban
-    ) -> _WhichOneofReturnType__ban | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ban) -> _WhichOneofReturnType__ban | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__disband
-    ) -> _WhichOneofReturnType__disband | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disband) -> _WhichOneofReturnType__disband | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__large
-    ) -> _WhichOneofReturnType__large | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__large) -> _WhichOneofReturnType__large | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__send_ban
-    ) -> _WhichOneofReturnType__send_ban | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__send_ban) -> _WhichOneofReturnType__send_ban | None: ...
 
 Global___ChannelAnswer: _TypeAlias = ChannelAnswer  # noqa: Y015
 
@@ -1116,88 +870,30 @@ class UserAnswer(_message.Message):
         authenticated: _builtins.bool | None = ...,
         ttl_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "_authenticated",
-        b"_authenticated",
-        "_ban",
-        b"_ban",
-        "_device_level",
-        b"_device_level",
-        "_send_ban",
-        b"_send_ban",
-        "_token",
-        b"_token",
-        "authenticated",
-        b"authenticated",
-        "ban",
-        b"ban",
-        "device_level",
-        b"device_level",
-        "send_ban",
-        b"send_ban",
-        "token",
-        b"token",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_authenticated", b"_authenticated", "_ban", b"_ban", "_device_level", b"_device_level", "_send_ban", b"_send_ban", "_token", b"_token", "authenticated", b"authenticated", "ban", b"ban", "device_level", b"device_level", "send_ban", b"send_ban", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "_authenticated",
-        b"_authenticated",
-        "_ban",
-        b"_ban",
-        "_device_level",
-        b"_device_level",
-        "_send_ban",
-        b"_send_ban",
-        "_token",
-        b"_token",
-        "authenticated",
-        b"authenticated",
-        "ban",
-        b"ban",
-        "device_level",
-        b"device_level",
-        "send_ban",
-        b"send_ban",
-        "token",
-        b"token",
-        "ttl_ms",
-        b"ttl_ms",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_authenticated", b"_authenticated", "_ban", b"_ban", "_device_level", b"_device_level", "_send_ban", b"_send_ban", "_token", b"_token", "authenticated", b"authenticated", "ban", b"ban", "device_level", b"device_level", "send_ban", b"send_ban", "token", b"token", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__authenticated: _TypeAlias = _typing.Literal["authenticated"]  # noqa: Y015
-    _WhichOneofArgType__authenticated: _TypeAlias = _typing.Literal[
-        "_authenticated", b"_authenticated"
-    ]  # noqa: Y015
+    _WhichOneofArgType__authenticated: _TypeAlias = _typing.Literal["_authenticated", b"_authenticated"]  # noqa: Y015
     _WhichOneofReturnType__ban: _TypeAlias = _typing.Literal["ban"]  # noqa: Y015
     _WhichOneofArgType__ban: _TypeAlias = _typing.Literal["_ban", b"_ban"]  # noqa: Y015
     _WhichOneofReturnType__device_level: _TypeAlias = _typing.Literal["device_level"]  # noqa: Y015
-    _WhichOneofArgType__device_level: _TypeAlias = _typing.Literal[
-        "_device_level", b"_device_level"
-    ]  # noqa: Y015
+    _WhichOneofArgType__device_level: _TypeAlias = _typing.Literal["_device_level", b"_device_level"]  # noqa: Y015
     _WhichOneofReturnType__send_ban: _TypeAlias = _typing.Literal["send_ban"]  # noqa: Y015
     _WhichOneofArgType__send_ban: _TypeAlias = _typing.Literal["_send_ban", b"_send_ban"]  # noqa: Y015
     _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
     _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__authenticated
-    ) -> _WhichOneofReturnType__authenticated | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__authenticated) -> _WhichOneofReturnType__authenticated | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__ban
-    ) -> _WhichOneofReturnType__ban | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ban) -> _WhichOneofReturnType__ban | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__device_level
-    ) -> _WhichOneofReturnType__device_level | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_level) -> _WhichOneofReturnType__device_level | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__send_ban
-    ) -> _WhichOneofReturnType__send_ban | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__send_ban) -> _WhichOneofReturnType__send_ban | None: ...
     @_typing.overload
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType__token
-    ) -> _WhichOneofReturnType__token | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token) -> _WhichOneofReturnType__token | None: ...
 
 Global___UserAnswer: _TypeAlias = UserAnswer  # noqa: Y015
 
@@ -1209,9 +905,7 @@ class WebhookAnswer(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _ActionEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[WebhookAnswer._Action.ValueType], _builtins.type
-    ):
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WebhookAnswer._Action.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         ACTION_UNSPECIFIED: WebhookAnswer._Action.ValueType  # 0
         CHANGE: WebhookAnswer._Action.ValueType  # 1
