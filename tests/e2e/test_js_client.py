@@ -26,13 +26,12 @@ LIMIT_S = 60
 
 GATE = """
 import time
-from pathlib import Path
 from plugin_sdk import Plugin, hook
 
 class Gate(Plugin):
     @hook(blocking=True)
     def user_get(self, query):
-        asked = Path(self.config["asked"])
+        asked = self.data_dir / "asked"
         if query.login is not None and not asked.exists():
             asked.touch()
             time.sleep(60)
@@ -227,13 +226,14 @@ async def test_the_js_sdk_stops_when_refused_or_kicked_and_only_then(tmp_path: P
 
 
 async def test_a_killed_plugin_logs_no_connecting_js_client_out(tmp_path: Path) -> None:
-    asked = tmp_path / "asked"
+    # The plugin's own folder is the only one that it can write to.
+    asked = tmp_path / "server" / "data" / "plugins" / "gate" / "data" / "asked"
     folder = tmp_path / "gate"
     folder.mkdir()
     (folder / "main.py").write_text(GATE)
     (folder / "plugin.toml").write_text(
         '[plugin]\nno = "gate"\nversion = "1.0.0"\n[run]\nmain = "main.py"\n'
-        f'[hooks.user_get]\npolicy = "closed"\n[config]\nasked = "{asked}"\n'
+        '[hooks.user_get]\npolicy = "closed"\n'
     )
     with trio.fail_after(LIMIT_S):
         async with (
