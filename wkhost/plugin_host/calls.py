@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from wkhost.hooks.target import (
     Answer,
@@ -19,10 +19,8 @@ from wkhost.hooks.target import (
 )
 from wkhost.hooks.verdict import Continue, Failure, Refuse, Replace
 from wkhost.plugin_host import codec
+from wkhost.plugin_host.handshake import Identity
 from wkhost.types import Message
-
-if TYPE_CHECKING:
-    from wkhost.plugin_host.session import Session
 
 _OVERHEAD_BYTES = 256
 """What a waiting call holds besides its payload, roughly."""
@@ -36,6 +34,18 @@ _HOOK_OF: dict[type, str] = {
     ChannelGetCall: "channel_get",
     UserGetCall: "user_get",
 }
+
+
+class Carrier(Protocol):
+    """What the encoding of a call needs of the session that carries it."""
+
+    identity: Identity
+    may_send: bool
+    send_payload: bool
+
+    def lineage_of_call(self, call_id: int, hop: int) -> bytes: ...
+
+    def lineage_of_message(self, message: Message) -> bytes: ...
 
 
 class Pending:
@@ -64,7 +74,7 @@ class Pending:
         self,
         call_id: int,
         call: Any,
-        encode: Callable[[Pending, Session, float], bytes],
+        encode: Callable[[Pending, Carrier, float], bytes],
         allowed: tuple[type, ...],
         payload_bytes: int = 0,
         reply: Callable[[Answer], None] | None = None,
@@ -128,7 +138,7 @@ def persist_after(
 ) -> Pending:
     size = sum(len(message.payload) + _OVERHEAD_BYTES for message in messages)
 
-    def encode(pending: Pending, session: Session, now: float) -> bytes:
+    def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         spec = session.identity.manifest.hooks.get("persist_after")
         payload = spec is not None and spec.payload
         lineages = [session.lineage_of_message(m) for m in messages] if session.may_send else []
@@ -146,7 +156,7 @@ def persist_after(
 def receive(
     message: Message, uids: Sequence[str], budget_s: float, reply: Callable[[Answer], None]
 ) -> Pending:
-    def encode(pending: Pending, session: Session, now: float) -> bytes:
+    def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         spec = session.identity.manifest.hooks.get("receive")
         payload = spec is not None and spec.payload
         lineage = session.lineage_of_message(message)
@@ -162,7 +172,7 @@ def receive(
 def webhook(
     event: str, data_json: bytes, budget_s: float, reply: Callable[[Answer], None]
 ) -> Pending:
-    def encode(pending: Pending, session: Session, now: float) -> bytes:
+    def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         content = codec.webhook_call(pending.call_id, event, data_json, int(budget_s * 1000))
         return codec.field_bytes(codec.WEBHOOK, content)
 
@@ -172,7 +182,7 @@ def webhook(
 def config_update(
     config_json: bytes, config_number: int, budget_s: float, reply: Callable[[Answer], None]
 ) -> Pending:
-    def encode(pending: Pending, session: Session, now: float) -> bytes:
+    def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         content = codec.config_update_call(
             pending.call_id, config_json, config_number, int(budget_s * 1000)
         )
@@ -183,7 +193,7 @@ def config_update(
 
 
 def health(budget_s: float, reply: Callable[[Answer], None]) -> Pending:
-    def encode(pending: Pending, session: Session, now: float) -> bytes:
+    def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         content = codec.health_call(pending.call_id, int(budget_s * 1000))
         return codec.field_bytes(codec.HEALTH, content)
 
@@ -191,7 +201,7 @@ def health(budget_s: float, reply: Callable[[Answer], None]) -> Pending:
 
 
 def stop(reason: str, budget_s: float, reply: Callable[[Answer], None]) -> Pending:
-    def encode(pending: Pending, session: Session, now: float) -> bytes:
+    def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         content = codec.stop_call(pending.call_id, reason, int(budget_s * 1000))
         return codec.field_bytes(codec.STOP, content)
 
@@ -203,7 +213,7 @@ def _budget_ms(deadline: float, now: float) -> int:
     return int(left * 1000) if left > 0 else 0
 
 
-def encode_send(pending: Pending, session: Session, now: float) -> bytes:
+def encode_send(pending: Pending, session: Carrier, now: float) -> bytes:
     call: SendCall = pending.call
     left = call.deadline - now
     lineage = b""
@@ -213,13 +223,13 @@ def encode_send(pending: Pending, session: Session, now: float) -> bytes:
     return codec.send_field(call, pending.attempt, budget_ms, session.send_payload, lineage)
 
 
-def _encode_channel_get(pending: Pending, session: Session, now: float) -> bytes:
+def _encode_channel_get(pending: Pending, session: Carrier, now: float) -> bytes:
     call: ChannelGetCall = pending.call
     content = codec.channel_get_call(call, _budget_ms(call.deadline, now))
     return codec.field_bytes(codec.CHANNEL_GET, content)
 
 
-def _encode_user_get(pending: Pending, session: Session, now: float) -> bytes:
+def _encode_user_get(pending: Pending, session: Carrier, now: float) -> bytes:
     call: UserGetCall = pending.call
     token = session.identity.manifest.capabilities.token
     content = codec.user_get_call(call, _budget_ms(call.deadline, now), token)
