@@ -32,7 +32,7 @@ _CARRY = (1 << 22) - (1 << 12)
 
 
 class Clock:
-    """Wall clock and monotonic clock. Tests give another one with the same methods."""
+    """The wall clock. Tests give another one with the same methods; durations are trio's time."""
 
     wall_ns: Callable[[], int] = staticmethod(time.time_ns)
     """Nanoseconds since 1970; may step in both directions."""
@@ -44,10 +44,6 @@ class Clock:
     def wall_ms(self) -> int:
         """Milliseconds since 1970; may step in both directions."""
         return time.time_ns() // 1_000_000
-
-    def monotonic_s(self) -> float:
-        """Seconds from an unknown start; never steps back."""
-        return time.monotonic()
 
 
 class MessageIds:

@@ -67,13 +67,6 @@ class RecordingOutbox:
         self.flushes += 1
 
 
-class TrioClock(Clock):
-    """Monotonic time is trio's, so that virtual time drives the kernel."""
-
-    def monotonic_s(self) -> float:
-        return trio.current_time()
-
-
 class KernelKit:
     """A running kernel and the shorthands that tests need."""
 
@@ -81,7 +74,7 @@ class KernelKit:
         self.kernel = kernel
         self.outbox = outbox
         self.store = store
-        self.clock = TrioClock()
+        self.clock = Clock()
         self._conn_ids = iter(range(1, 1_000_000))
         self._client_seqs = iter(range(1, 1_000_000))
 
@@ -175,7 +168,7 @@ async def running_kernel(
         settings=settings or KernelSettings(),
         store=store,
         outbox=outbox,
-        clock=TrioClock(),
+        clock=Clock(),
         node_id=NODE_ID,
         events=host_hooks(),
     )
