@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.kit.plugins import notes, wait_state, write_plugin
+from tests.kit.plugins import info, notes, wait_state, write_plugin
 from tests.kit.server import ServerProcess, running_server
 from tests.kit.wkclient import TestClient
 from wkhost.errors import ReasonCode
@@ -29,6 +29,8 @@ WINDOW = 32
 PERSON = 1
 SUCCESS = int(ReasonCode.SUCCESS)
 POLL_S = 0.02
+SERVES_AGAIN_S = 20
+"""After the last kill; the status tells of it when the server has noticed it."""
 
 WATCHER = """
 class Watcher(Plugin):
@@ -91,7 +93,12 @@ async def test_an_observer_that_keeps_dying_misses_nothing(tmp_path: Path) -> No
             sent_s = time.monotonic() - began
             while len(seen := first_seen(server)) < len(acked):  # noqa: ASYNC110
                 await trio.sleep(POLL_S * 10)
-            assert (await wait_state(server, "watcher", "running")).restarts == KILLS
+            with trio.fail_after(SERVES_AGAIN_S):
+                while (  # noqa: ASYNC110 - the server tells nobody
+                    await wait_state(server, "watcher", "running")
+                ).restarts < KILLS:
+                    await trio.sleep(POLL_S)
+            assert (await info(server, "watcher")).restarts == KILLS
     assert len(acked) == MESSAGES // SENDERS * SENDERS
     assert {message_id for _, _, message_id in seen} == set(acked)
     by_channel: dict[str, list[int]] = defaultdict(list)

@@ -12,6 +12,7 @@ import trio
 from wkhost.hooks.records import BOUNDS_S, CallRecord, CallRecords
 from wkhost.link.contract import AllPluginFigures, HookFigures, PluginFigures
 from wkhost.plugin_host.observers import OBSERVING_HOOKS
+from wkhost.plugin_host.status import pid_of, state_of
 from wkhost.plugin_host.supervisor import Supervisor
 
 Observed = Mapping[str, Mapping[str, int]]
@@ -54,7 +55,7 @@ async def all_figures(
     layers: Mapping[str, dict[str, str]],
 ) -> AllPluginFigures:
     """Return the figures of every active plugin, in the order given."""
-    pids = [_pid(supervisor) for supervisor in supervisors]
+    pids = [pid_of(supervisor) for supervisor in supervisors]
     usages = await trio.to_thread.run_sync(partial(_usages, pids))
     plugins = [
         _figures(
@@ -71,13 +72,6 @@ async def all_figures(
 
 def _usages(pids: Sequence[int]) -> list[Usage]:
     return [usage(pid) for pid in pids]
-
-
-def _pid(supervisor: Supervisor) -> int:
-    generation = supervisor.generation
-    if generation is None or generation.ended.is_set():
-        return 0
-    return generation.pid
 
 
 def _figures(
@@ -101,9 +95,9 @@ def _figures(
     return PluginFigures(
         no=supervisor.no,
         version=manifest.version,
-        state=supervisor.state,
+        state=state_of(supervisor)[0],
         generation=0 if generation is None else generation.number,
-        pid=_pid(supervisor),
+        pid=pid_of(supervisor),
         restarts=supervisor.restarts,
         rss_bytes=used.rss_bytes,
         cpu_s=used.cpu_s,

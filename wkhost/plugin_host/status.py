@@ -31,15 +31,15 @@ def running(
 ) -> contract.PluginStatus:
     manifest = supervisor.plan.package.manifest
     generation = supervisor.generation
-    alive = generation is not None and not generation.ended.is_set()
-    pid = generation.pid if generation is not None and alive else 0
+    state, detail = state_of(supervisor)
+    pid = pid_of(supervisor)
     rss_bytes, cpu_s = _usage(pid)
     return contract.PluginStatus(
         no=entry.no,
         version=manifest.version,
         enabled=entry.enabled,
-        state=supervisor.state,
-        detail=supervisor.detail,
+        state=state,
+        detail=detail,
         last_lines=list(supervisor.last_lines),
         generation=generation.number if generation is not None else 0,
         pid=pid,
@@ -56,6 +56,21 @@ def running(
             if hook in manifest.hooks
         },
     )
+
+
+def pid_of(supervisor: Supervisor) -> int:
+    """Return the pid of the process that serves, 0 while there is none."""
+    generation = supervisor.generation
+    return 0 if generation is None or generation.ended.is_set() else generation.pid
+
+
+def state_of(supervisor: Supervisor) -> tuple[str, str]:
+    """Return (state, detail). Nothing is "running" without a process: a supervisor waits a moment
+    for the last words of a process that died before it says so itself."""
+    generation = supervisor.generation
+    if supervisor.state == "running" and generation is not None and generation.ended.is_set():
+        return "backoff", generation.failure
+    return supervisor.state, supervisor.detail
 
 
 def plugin_order(manifests: Sequence[Manifest]) -> contract.PluginOrder:
@@ -80,7 +95,7 @@ def statistics(supervisor: Supervisor) -> dict[str, Any]:
     """Return what the plugin's process and its stream are at."""
     generation = supervisor.generation
     return {
-        "state": supervisor.state,
+        "state": state_of(supervisor)[0],
         "restarts": supervisor.restarts,
         "log_lines_dropped": supervisor.ring.dropped,
         **({} if generation is None else generation.session.statistics()),
