@@ -94,6 +94,11 @@ class FrameReader:
         reset may run inside a call's own `finish`."""
         self._resets.take()
 
+    def count_call(self, size: int) -> None:
+        """The request of a unary call. It earns whatever its size: the concurrency and the pace
+        of calls bound how many there are, and grpcio adds windows and probes to each."""
+        self._control.earn(2 * _EARNED_PER_MESSAGE + (size >> 12))
+
     def count_message(self, size: int) -> None:
         """A message, either way, allows for the control frames that it causes (windows, probes)."""
         if size >= _TINY:

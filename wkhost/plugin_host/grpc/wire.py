@@ -319,7 +319,7 @@ class ServerWire:
         if stream.request is not None:
             self._fail(stream, StatusCode.UNIMPLEMENTED, "a unary call takes one message")
             return False
-        self._reader.count_message(len(data))
+        self._reader.count_call(len(data))
         stream.request = data
         return True
 
