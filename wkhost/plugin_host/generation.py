@@ -25,6 +25,7 @@ from wkhost.plugin_host import calls, hung
 from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.egress import EgressProxy
 from wkhost.plugin_host.egress_rules import EgressRules, PrivateTarget
+from wkhost.plugin_host.fair import Brake, FairShare, Machine
 from wkhost.plugin_host.grpc import (
     BidiMethod,
     GrpcConnection,
@@ -73,6 +74,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     egress_private: tuple[PrivateTarget, ...] = ()
     egress_on: bool = True
     """False: no plugin gets a way out, whatever its manifest allows."""
+    machine: Machine = msgspec.field(default_factory=Machine)
 
 
 class Generation:
@@ -86,10 +88,12 @@ class Generation:
         ring: LogRing,
         secret_values: Mapping[str, str] | None = None,
         *,
+        waited_for_s: Callable[[], float],
         spare: bool = False,
+        polite: bool = False,
     ) -> None:
         """A `spare` is started and contained, and waits for `promote`: until then it has no token,
-        no settings and no secrets."""
+        no settings and no secrets. `waited_for_s`, `polite`: see `FairShare`."""
         self.spec = spec
         self.number = spec.generation
         self.pid = 0
@@ -115,6 +119,9 @@ class Generation:
             secrets=secret_values,
         )
         self._spare = spare
+        self._waited_for_s = waited_for_s
+        self._polite = polite
+        self._fair: FairShare | None = None
         self._wanted = trio.Event()
         if not spare:
             self._wanted.set()
@@ -127,6 +134,7 @@ class Generation:
         self.session.use(identity)
         self.session.give_secrets(secret_values)
         self.started_at = trio.current_time()
+        self._start_is_urgent()
         self._wanted.set()
 
     def use_manifest(self, manifest: Manifest) -> None:
@@ -202,6 +210,9 @@ class Generation:
         session = self.session
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_exit, process)
+            if process.brake is not None:
+                self._fair = self._make_fair_share(process.brake)
+                nursery.start_soon(self._fair.keep)
             readers = [
                 self._start_reader(nursery, stream, descriptor)
                 for stream, descriptor in process.outputs.items()
@@ -218,6 +229,7 @@ class Generation:
             granted = not session.failure
             if granted:
                 self._tell("running")
+                self._start_is_urgent()
                 nursery.start_soon(hung.watch, session)
                 task_status.started()
             await self.ended.wait()
@@ -227,6 +239,20 @@ class Generation:
                     await finished.wait()
             nursery.cancel_scope.cancel()
         return granted
+
+    def _make_fair_share(self, brake: Brake) -> FairShare:
+        return FairShare(
+            brake,
+            self._around.machine,
+            name=f"{self._no} g{self.number}",
+            limit=self.spec.manifest.limits.cpu_percent / 100,
+            waited_for_s=self._waited_for_s,
+            polite=self._polite,
+        )
+
+    def _start_is_urgent(self) -> None:
+        if self._fair is not None:
+            self._fair.serves()
 
     def _start_reader(self, nursery: trio.Nursery, stream: str, descriptor: int) -> trio.Event:
         finished = trio.Event()

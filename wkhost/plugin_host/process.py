@@ -24,6 +24,7 @@ import trio
 from wkhost.errors import PluginError
 from wkhost.link import contract
 from wkhost.plugin_host.boot import CONTROL_FD
+from wkhost.plugin_host.fair import Brake
 from wkhost.plugin_host.manifest import Limits, Manifest
 
 BOOT = Path(__file__).with_name("boot.py")
@@ -69,6 +70,10 @@ class Process(Protocol):
     @property
     def outputs(self) -> dict[str, int]:
         """Non-blocking descriptors of its output by stream name, closed by `close`."""
+
+    @property
+    def brake(self) -> Brake | None:
+        """What slows it, None where nothing does."""
 
     async def release(self, control: bytes, *, more: bool = False) -> None:
         """Hand over the control line; the process may dial from now on.
@@ -171,6 +176,7 @@ class PlainProcess:
     """A process in a group of its own."""
 
     note = "no sandbox: it can read, change and reach all that the server can"
+    brake = None
 
     def __init__(self, popen: subprocess.Popen[bytes], control: int, places: Places) -> None:
         assert popen.stdout is not None

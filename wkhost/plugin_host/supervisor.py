@@ -28,6 +28,7 @@ from wkhost.plugin_host.crashes import Crashes
 from wkhost.plugin_host.generation import Generation, Surroundings
 from wkhost.plugin_host.handshake import Identity
 from wkhost.plugin_host.manifest import Manifest
+from wkhost.plugin_host.observers import OBSERVING_HOOKS
 from wkhost.plugin_host.output import LogRing, escape
 from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.plan import DIRECTLY, Persist, Plan, PluginVetoError, Server, Switch
@@ -418,7 +419,21 @@ class Supervisor:
             digest=plan.package.digest,
         )
         identity = self._identity(plan, number)
-        return Generation(spec, identity, self._around, self.ring, secrets, spare=spare)
+        # While another serves, nobody waits for this one.
+        polite = spare or self.proxy.ready
+        return Generation(
+            *(spec, identity, self._around, self.ring, secrets),
+            waited_for_s=self._waited_for_s,
+            spare=spare,
+            polite=polite,
+        )
+
+    def _waited_for_s(self) -> float:
+        """How long, in all, messages have waited for answers; observers' calls hold up nobody."""
+        lines = self.proxy.lines
+        return sum(
+            line.record.total_s for hook, line in lines.items() if hook not in OBSERVING_HOOKS
+        )
 
     def _identity(self, plan: Plan, number: int) -> Identity:
         return Identity(

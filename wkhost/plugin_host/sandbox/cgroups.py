@@ -79,6 +79,13 @@ class Group(msgspec.Struct, frozen=True):
         counts = dict(line.split(" ", 1) for line in lines)
         return int(counts.get("nr_periods", 0)), int(counts.get("nr_throttled", 0))
 
+    def set_cpu_share(self, cores: float) -> None:
+        """Let it have another quota than it was made with. Raises PluginError."""
+        folder = self.folders.get("cpu")
+        if folder is not None:
+            for file, value in _cpu_quota(self.version, cores):
+                _write(folder / file, value)
+
     def set_idle(self, *, idle: bool) -> None:
         """Let it run only when nobody else wants to, or as anybody again. Raises OSError."""
         folder = self.folders.get("cpu")
@@ -180,18 +187,24 @@ def _delegated(folder: Path) -> list[str]:
 
 
 def _settings(version: int, controller: str, limits: Limits) -> list[tuple[str, str]]:
+    if controller == "cpu":
+        return _cpu_quota(version, limits.cpu_percent / 100)
     memory = str(limits.memory_mb * _MIB)
-    period = max(_CPU_PERIOD_US, _LEAST_QUOTA_US * 100 // limits.cpu_percent)
-    quota = limits.cpu_percent * period // 100
     found = {
         (1, "memory"): [("memory.limit_in_bytes", memory)],
         (1, "pids"): [("pids.max", str(limits.processes))],
-        (1, "cpu"): [("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota))],
         (2, "memory"): [("memory.max", memory), ("memory.swap.max", "0")],
         (2, "pids"): [("pids.max", str(limits.processes))],
-        (2, "cpu"): [("cpu.max", f"{quota} {period}")],
     }
     return found[version, controller]
+
+
+def _cpu_quota(version: int, cores: float) -> list[tuple[str, str]]:
+    period = max(_CPU_PERIOD_US, round(_LEAST_QUOTA_US / cores))
+    quota = max(_LEAST_QUOTA_US, round(cores * period))
+    if version == 2:
+        return [("cpu.max", f"{quota} {period}")]
+    return [("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota))]
 
 
 def _is_v2(folder: Path) -> bool:

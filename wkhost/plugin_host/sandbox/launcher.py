@@ -159,7 +159,7 @@ class SandboxLauncher:
             if group is not None:
                 group.remove()
             raise
-        watch = Watch(manifest.no, limits, spec.data_dir, grouped="memory" in ability.held)
+        watch = Watch(limits, spec.data_dir, grouped="memory" in ability.held)
         self._watches[manifest.no] = watch
         note = "sandbox " + " ".join(f"{k}={v}" for k, v in _describe(ability, manifest).items())
         log.info("plugin_sandbox", plugin=manifest.no, generation=spec.generation, layers=note)

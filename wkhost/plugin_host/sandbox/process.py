@@ -24,12 +24,12 @@ import trio
 
 from wkhost.errors import PluginError
 from wkhost.plugin_host.boot import GO, READY
+from wkhost.plugin_host.fair import Brake
 from wkhost.plugin_host.process import Places, descends_from, describe_exit
+from wkhost.plugin_host.sandbox.brakes import GroupBrake, SignalBrake
 from wkhost.plugin_host.sandbox.cgroups import Group
 from wkhost.plugin_host.sandbox.checks import Expected, check_process
 from wkhost.plugin_host.sandbox.command import Command
-from wkhost.plugin_host.sandbox.fair import LOOK_EVERY_S as FAIR_EVERY_S
-from wkhost.plugin_host.sandbox.fair import FairShare
 from wkhost.plugin_host.sandbox.watch import Watch
 
 LOOK_EVERY_S = 1.0
@@ -125,8 +125,12 @@ class SandboxProcess:
         self._control: socket.socket | None = started.control
         self._expected = expected
         self._group = group
-        self._fair = None if group is None else FairShare(group)
         self._watch = watch
+        if group is not None and "cpu" in group.folders:
+            limit = watch.limits.cpu_percent / 100
+            self.brake: Brake = GroupBrake(group, limit, lambda: self._plugin)
+        else:
+            self.brake = SignalBrake(lambda: self._plugin)
         self._own_uid = own_uid
         self._socket_dir = socket_dir
         self._plugin = 0
@@ -186,16 +190,11 @@ class SandboxProcess:
     async def wait(self) -> int:
         if self._status is not None:
             return self._status
-        watch_at = trio.current_time() + LOOK_EVERY_S
         while not self._ends.poll(0):
-            with trio.move_on_after(FAIR_EVERY_S):
+            with trio.move_on_after(LOOK_EVERY_S) as waiting:
                 await trio.lowlevel.wait_readable(self._ends.fileno())
-            if self._fair is not None:
-                self._fair.look()
-            if trio.current_time() >= watch_at:
-                watch_at = trio.current_time() + LOOK_EVERY_S
-                if await self._watch.exceeded(self._plugin):
-                    self.signal(signal.SIGKILL)
+            if waiting.cancelled_caught and await self._watch.exceeded(self._plugin):
+                self.signal(signal.SIGKILL)
         with trio.CancelScope(shield=True):
             status = self._status = await self._collect()
         return status

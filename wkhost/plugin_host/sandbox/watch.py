@@ -1,6 +1,6 @@
 """Limits that the kernel does not hold here: looked at now and then, and ended at the limit.
 
-Memory and CPU are looked at where there is no control group; the size of the data folder always,
+Memory is looked at where there is no control group; the size of the data folder always,
 since no quota of a file system is at hand. All of it is soft: a burst between two looks passes.
 """
 
@@ -11,7 +11,6 @@ import os
 import time
 from pathlib import Path
 
-import structlog
 import trio
 
 from wkhost.errors import PluginError
@@ -20,30 +19,20 @@ from wkhost.plugin_host.sandbox.folders import walk
 
 MEASURE_SHARE = 20
 """Measuring the data folder may take one part in so many of the time."""
-HOG_AFTER_S = 5.0
-"""CPU above the limit for so long lowers the priority of the process for good."""
-HOG_SHARE = 1.2
-HOG_NICE = 10
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
 _MIB = 1024 * 1024
-
-log = structlog.get_logger(__name__)
 
 
 class Watch:
     """Of one process and those it started. `reason` tells what limit was passed, if one was."""
 
-    def __init__(self, no: str, limits: Limits, data_dir: Path, *, grouped: bool) -> None:
+    def __init__(self, limits: Limits, data_dir: Path, *, grouped: bool) -> None:
         self.limits = limits
         self.reason = ""
-        self._no = no
         self._data_dir = data_dir
         self._grouped = grouped
         self._data_at = 0.0
-        self._cpu_since = time.monotonic()
-        self._cpu_s = 0.0
-        self._nice = False
 
     async def exceeded(self, pid: int) -> bool:
         """Whether a limit is passed for which the process has to end. `pid` 0: not yet known."""
@@ -55,7 +44,6 @@ class Watch:
                 self.reason = (
                     f"{used // _MIB} MiB of memory are in use, its limit is {self.limits.memory_mb}"
                 )
-            self._look_at_cpu(pid)
         self.reason = self.reason or scratch_excess(pid, self.limits)
         began = time.monotonic()
         if not self.reason and began >= self._data_at:
@@ -63,19 +51,6 @@ class Watch:
             took = time.monotonic() - began
             self._data_at = began + MEASURE_SHARE * took
         return bool(self.reason)
-
-    def _look_at_cpu(self, pid: int) -> None:
-        now = time.monotonic()
-        elapsed = now - self._cpu_since
-        if self._nice or elapsed < HOG_AFTER_S:
-            return
-        used = cpu_seconds(pid)
-        share = (used - self._cpu_s) / elapsed
-        self._cpu_since, self._cpu_s = now, used
-        if share * 100 > self.limits.cpu_percent * HOG_SHARE:
-            self._nice = True
-            lower_priority(pid)
-            log.warning("plugin_hogs_cpu", plugin=self._no, percent=round(share * 100))
 
 
 def family(pid: int) -> list[int]:
@@ -104,13 +79,6 @@ def cpu_seconds(pid: int) -> float:
             stat = Path(f"/proc/{each}/stat").read_bytes().rpartition(b")")[2].split()
             ticks += int(stat[11]) + int(stat[12])
     return ticks / _TICK
-
-
-def lower_priority(pid: int) -> None:
-    for each in family(pid):
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{each}/task"):
-                os.setpriority(os.PRIO_PROCESS, int(task), HOG_NICE)
 
 
 def scratch_excess(pid: int, limits: Limits) -> str:

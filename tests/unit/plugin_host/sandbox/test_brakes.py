@@ -1,0 +1,105 @@
+"""Brakes on real processes: what they are held to is what they use, and they run on afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wkhost.errors import PluginError
+from wkhost.plugin_host.manifest import Limits
+from wkhost.plugin_host.sandbox.brakes import GroupBrake, SignalBrake
+from wkhost.plugin_host.sandbox.cgroups import Group, open_groups
+from wkhost.plugin_host.sandbox.watch import cpu_seconds
+
+SPIN = "import os\n{fork}\nwhile True: pass"
+SHARE = 0.1
+WINDOW_S = 1.0
+
+
+@pytest.fixture(params=["", "os.fork()"], ids=["alone", "with a child"])
+def spinning(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    code = SPIN.format(fork=request.param)
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
+        try:
+            children(process.pid)  # from now on they are all there
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+
+
+def used_in_window(pid: int) -> float:
+    """Return cores used over a window of real time."""
+    began, before = time.monotonic(), cpu_seconds(pid)
+    time.sleep(WINDOW_S)
+    return (cpu_seconds(pid) - before) / (time.monotonic() - began)
+
+
+def stopped(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    return state == b"T"
+
+
+def test_signals_hold_processes_to_their_share(spinning: subprocess.Popen[bytes]) -> None:
+    brake = SignalBrake(lambda: spinning.pid)
+    brake.slow(SHARE)
+    assert used_in_window(spinning.pid) < 3 * SHARE
+    brake.release()
+    assert not stopped(spinning.pid)
+    assert used_in_window(spinning.pid) > 3 * SHARE
+
+
+def test_the_thread_of_signals_ends_with_the_process(spinning: subprocess.Popen[bytes]) -> None:
+    brake = SignalBrake(lambda: spinning.pid)
+    brake.slow(SHARE)
+    os.killpg(spinning.pid, 9)
+    spinning.wait()
+    brake.release()
+
+
+def test_nothing_is_stopped_before_the_process_is_known() -> None:
+    brake = SignalBrake(lambda: 0)
+    brake.slow(SHARE)
+    assert brake.used_s() == 0.0
+    brake.release()
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    try:
+        groups = open_groups()
+    except (PluginError, OSError) as error:
+        pytest.skip(f"no control groups here: {error}")
+    made = groups.create("brakes-test.1", Limits())
+    yield made
+    made.remove()
+    groups.close()
+
+
+def test_a_group_is_held_to_its_share(group: Group, spinning: subprocess.Popen[bytes]) -> None:
+    for pid in [spinning.pid, *children(spinning.pid)]:
+        group.attach(pid)
+    brake = GroupBrake(group, 1.0, lambda: spinning.pid)
+    brake.slow(SHARE)
+    assert used_in_window(spinning.pid) < 3 * SHARE
+    periods, stops = brake.stopped_periods()
+    assert 0 < stops <= periods
+    brake.release()
+    assert used_in_window(spinning.pid) > 3 * SHARE
+
+
+def children(pid: int) -> list[int]:
+    """Return the child of a forking process, waiting until it is there."""
+    wanted = Path(f"/proc/{pid}/cmdline").read_bytes().count(b"fork")
+    while True:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        if len(text.split()) >= wanted:
+            return [int(each) for each in text.split()]
+        time.sleep(0.01)

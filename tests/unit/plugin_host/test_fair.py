@@ -1,0 +1,199 @@
+"""Who gives way when the machine is short of CPU, and how far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wkhost.plugin_host.fair import (
+    FORGIVEN_LOOKS,
+    GREEDY_LOOKS,
+    LEAST_SHARE,
+    LEAST_START_SHARE,
+    LOOK_EVERY_S,
+    START_S,
+    FairShare,
+    Machine,
+)
+
+CORES = 2
+TICKS_PER_S = 100
+
+
+class _Brake:
+    """Remembers what it was told; its process uses what the test says."""
+
+    def __init__(self) -> None:
+        self.used = 0.0
+        self.periods = (0, 0)
+        self.share: float | None = None
+
+    def used_s(self) -> float:
+        return self.used
+
+    def stopped_periods(self) -> tuple[int, int]:
+        return self.periods
+
+    def slow(self, share: float) -> None:
+        self.share = share
+
+    def release(self) -> None:
+        self.share = None
+
+
+class _World:
+    """A plugin on a machine whose other users take `others` cores."""
+
+    def __init__(self, folder: Path, *, limit: float = 1.0, polite: bool = False) -> None:
+        self.brake = _Brake()
+        self.waited_s = 0.0
+        self._now = 0.0
+        self._idle = self._busy = 0.0
+        self._stat = folder / "stat"
+        self._write()
+        self.machine = Machine(self._stat, CORES)
+        self.fair = FairShare(
+            self.brake,
+            self.machine,
+            name="one g1",
+            limit=limit,
+            waited_for_s=lambda: self.waited_s,
+            polite=polite,
+        )
+        self.fair.look(0.0)
+
+    def _write(self) -> None:
+        busy, idle = int(self._busy * TICKS_PER_S), int(self._idle * TICKS_PER_S)
+        self._stat.write_text(f"cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3\n")
+
+    def go_on(
+        self,
+        looks: int,
+        *,
+        wants: float,
+        others: float,
+        waited: float = 0.0,
+        stopped: float = 0.0,
+    ) -> None:
+        """Let time pass: the plugin takes what it wants and may have, in cores."""
+        for _ in range(looks):
+            takes = min(wants, CORES - others if self.brake.share is None else self.brake.share)
+            self._now += LOOK_EVERY_S
+            self.brake.used += takes * LOOK_EVERY_S
+            self._busy += (takes + others) * LOOK_EVERY_S
+            self._idle += (CORES - takes - others) * LOOK_EVERY_S
+            self.waited_s += waited * LOOK_EVERY_S
+            periods, stops = self.brake.periods
+            self.brake.periods = periods + 25, stops + int(25 * stopped)
+            self._write()
+            self.fair.look(self._now)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> _World:
+    world = _World(tmp_path)
+    world.fair.serves()
+    return world
+
+
+def test_one_that_works_on_its_own_account_gives_way_on_a_short_machine(world: _World) -> None:
+    world.go_on(GREEDY_LOOKS + 1, wants=1.0, others=1.2)
+    assert world.brake.share is not None
+    world.go_on(8, wants=1.0, others=1.2)
+    # What is left besides the headroom is less than the least share.
+    assert world.brake.share == pytest.approx(LEAST_SHARE)
+
+
+def test_it_gets_what_is_left_besides_the_headroom(world: _World) -> None:
+    world.go_on(12, wants=1.0, others=0.8)
+    assert world.brake.share == pytest.approx(2 - 0.8 - 0.75, rel=0.2)
+
+
+def test_nobody_gives_way_where_there_is_room(world: _World) -> None:
+    world.go_on(40, wants=1.0, others=0.2)
+    assert world.brake.share is None
+
+
+def test_work_that_messages_wait_for_is_not_minded(world: _World) -> None:
+    world.go_on(40, wants=0.9, others=1.1, waited=0.95)
+    assert world.brake.share is None
+
+
+def test_one_busy_look_is_forgiven(world: _World) -> None:
+    for _ in range(10):
+        world.go_on(1, wants=1.0, others=1.2)
+        world.go_on(1, wants=0.0, others=1.2)
+    assert world.brake.share is None
+
+
+def test_one_that_its_quota_stops_gives_way_even_where_messages_wait(world: _World) -> None:
+    world.go_on(GREEDY_LOOKS + 1, wants=1.0, others=0.9, waited=1.0, stopped=0.9)
+    assert world.brake.share is not None
+
+
+def test_one_that_wants_less_is_free_again_after_a_while(world: _World) -> None:
+    world.go_on(6, wants=1.0, others=1.2)
+    assert world.brake.share is not None
+    world.go_on(FORGIVEN_LOOKS - 1, wants=0.01, others=1.2)
+    assert world.brake.share is not None
+    world.go_on(2, wants=0.01, others=1.2)
+    assert world.brake.share is None
+
+
+def test_a_start_counts_against_nobody(tmp_path: Path) -> None:
+    world = _World(tmp_path)
+    world.go_on(int(START_S / LOOK_EVERY_S) - 1, wants=1.0, others=1.5)
+    assert world.brake.share is None
+    world.fair.serves()
+    world.go_on(1, wants=1.0, others=1.5)
+    world.go_on(20, wants=0.1, others=1.5)
+    assert world.brake.share is None
+
+
+def test_who_never_finishes_its_start_is_treated_as_the_others(tmp_path: Path) -> None:
+    world = _World(tmp_path)
+    world.go_on(int(START_S / LOOK_EVERY_S) + 5, wants=1.0, others=1.2)
+    assert world.brake.share is not None
+
+
+def test_a_polite_start_takes_what_is_left_until_it_serves(tmp_path: Path) -> None:
+    world = _World(tmp_path, polite=True)
+    world.go_on(4, wants=1.0, others=1.3)
+    assert world.brake.share == pytest.approx(LEAST_START_SHARE)
+    world.fair.serves()
+    assert world.brake.share is None
+
+
+def test_a_polite_start_is_over_after_a_while(tmp_path: Path) -> None:
+    world = _World(tmp_path, polite=True)
+    world.go_on(int(START_S / LOOK_EVERY_S) + 1, wants=0.2, others=1.3)
+    assert world.brake.share is None
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.floats(0, 2), st.floats(0, CORES), st.floats(0, 3), st.floats(0, 1), st.booleans()
+        ),
+        max_size=60,
+    ),
+    limit=st.floats(0.2, 2.0),
+    polite=st.booleans(),
+)
+def test_what_it_may_have_stays_within_bounds(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[float, float, float, float, bool]],
+    limit: float,
+    polite: bool,
+) -> None:
+    world = _World(tmp_path_factory.mktemp("fair"), limit=limit, polite=polite)
+    for wants, others, waited, stopped, serves in steps:
+        world.go_on(1, wants=min(wants, limit), others=others, waited=waited, stopped=stopped)
+        if serves:
+            world.fair.serves()
+        share = world.brake.share
+        assert world.fair.share == share
+        assert share is None or LEAST_SHARE <= share <= max(limit, LEAST_START_SHARE)

@@ -1,0 +1,190 @@
+"""CPU fairness: a plugin that works on its own account gives way when the machine is short of CPU.
+
+Theory of operation. What a plugin does while a message waits for it is the server's own work. What
+it does besides, observers' work included, is its own account. On a machine with cores to spare
+nobody minds. Where less than `HEADROOM` is free, whoever wakes waits for a core, and every user
+notices; then a plugin with much on its own account gets what is left without the headroom, at least
+`LEAST_SHARE`, until it wants less or there is room again. So does one that its quota stops again
+and again, with more busy threads than it may have. A quota alone would not do: it bounds what is
+taken in a second, not when.
+
+Other processes start politely the same way where the old one serves meanwhile, for a while.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+LOOK_EVERY_S = 0.25
+HEADROOM = 0.75
+"""Cores; less on a machine with one."""
+LEAST_SHARE = 0.1
+LEAST_START_SHARE = 0.25
+OWN_SHARE = 0.25
+"""Cores on its own account; less is never minded."""
+STOPPED_SHARE = 0.5
+"""Of the periods of its quota since the last look."""
+GREEDY_LOOKS = 2
+CONTENT = 0.8
+"""A plugin that takes less of what it may have wants no more."""
+FORGIVEN_LOOKS = 20
+"""Looks in a row at which it was content, until it is as good as the others again."""
+START_S = 5.0
+"""So long it may take to start: nothing counts against it, and a polite one is held back."""
+
+log = structlog.get_logger(__name__)
+
+
+class Brake(Protocol):
+    """Slows one plugin's processes."""
+
+    def used_s(self) -> float:
+        """Return the CPU time they have used, in seconds."""
+
+    def stopped_periods(self) -> tuple[int, int]:
+        """Return how many periods of its quota there were, and in how many it was stopped."""
+
+    def slow(self, share: float) -> None:
+        """Let them have so many cores, and those only when nobody else wants them."""
+
+    def release(self) -> None:
+        """Let them run as anybody again."""
+
+
+class Machine:
+    """How many cores are idle, read at most every `LOOK_EVERY_S` for all who ask."""
+
+    def __init__(self, stat: Path = Path("/proc/stat"), cores: int = os.cpu_count() or 1) -> None:
+        self.cores = cores
+        self.headroom = min(HEADROOM, cores * HEADROOM / 2)
+        self.free = float(cores)
+        self._stat = stat
+        self._read_at = -LOOK_EVERY_S
+        self._before = (0, 0)
+
+    def look(self, now: float) -> float:
+        """Return the idle cores since about the last look. `now` in seconds."""
+        if now - self._read_at >= LOOK_EVERY_S * 0.9:
+            self._read_at = now
+            idle, total = self._ticks()
+            idle_before, total_before = self._before
+            self._before = idle, total
+            if total > total_before:
+                self.free = self.cores * (idle - idle_before) / (total - total_before)
+        return self.free
+
+    def _ticks(self) -> tuple[int, int]:
+        with self._stat.open("rb") as file:
+            # user nice system idle iowait irq softirq steal; guests are counted in user
+            ticks = [int(each) for each in file.readline().split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)
+
+
+class FairShare:
+    """Of one process. `share` is what it is held to, in cores, None while it is free."""
+
+    def __init__(
+        self,
+        brake: Brake,
+        machine: Machine,
+        *,
+        name: str,
+        limit: float,
+        waited_for_s: Callable[[], float],
+        polite: bool,
+    ) -> None:
+        """`limit`: cores by its quota. `waited_for_s` tells for how long, in all, messages have
+        waited for its answers."""
+        self.share: float | None = None
+        self._brake = brake
+        self._machine = machine
+        self._name = name
+        self._limit = limit
+        self._waited_for_s = waited_for_s
+        self._polite = polite
+        self._starting = True
+        self._started_at = 0.0
+        self._at = 0.0
+        self._used_s = 0.0
+        self._answered_s = 0.0
+        self._periods = (0, 0)
+        self._bad_looks = 0
+        self._good_looks = 0
+
+    async def keep(self) -> None:
+        """Look again and again until cancelled; it is free then."""
+        self._started_at = self._at = trio.current_time()
+        try:
+            while True:
+                self.look(trio.current_time())
+                await trio.sleep(LOOK_EVERY_S)
+        finally:
+            self._free()
+
+    def serves(self) -> None:
+        """It has started, or somebody waits for it to: from now on it is one like the others."""
+        if self._starting:
+            self._starting = False
+            self._free()
+            # The next look still sees what the start took.
+            self._bad_looks = -1
+
+    def look(self, now: float) -> None:
+        """See what it used since the last look, and act. `now` in seconds."""
+        free = self._machine.look(now)
+        elapsed = max(now - self._at, LOOK_EVERY_S / 2)
+        used_s, answered_s = self._brake.used_s(), self._waited_for_s()
+        used = (used_s - self._used_s) / elapsed
+        own = used - (answered_s - self._answered_s) / elapsed
+        self._at, self._used_s, self._answered_s = now, used_s, answered_s
+        often_stopped = self._often_stopped()
+        if self._starting:
+            self._starting = now - self._started_at < START_S
+            if self._starting and self._polite:
+                self._slow(max(LEAST_START_SHARE, self._left(free, used)))
+            elif not self._starting:
+                self._free()
+            return
+        if self.share is None:
+            short = free < self._machine.headroom
+            greedy = often_stopped or (short and own >= OWN_SHARE)
+            self._bad_looks = self._bad_looks + 1 if greedy else 0
+            if self._bad_looks < GREEDY_LOOKS:
+                return
+            log.warning("plugin_gives_way", plugin=self._name, cores=round(used, 2))
+        elif used < self.share * CONTENT and not often_stopped:
+            self._good_looks += 1
+            if self._good_looks >= FORGIVEN_LOOKS:
+                self._free()
+                log.info("plugin_is_free_again", plugin=self._name)
+                return
+        else:
+            self._good_looks = 0
+        self._slow(max(LEAST_SHARE, self._left(free, used)))
+
+    def _left(self, free: float, used: float) -> float:
+        return min(self._limit, free + used - self._machine.headroom)
+
+    def _often_stopped(self) -> bool:
+        periods, stopped = counts = self._brake.stopped_periods()
+        before, stopped_before = self._periods
+        self._periods = counts
+        return stopped - stopped_before >= max(1.0, (periods - before) * STOPPED_SHARE)
+
+    def _slow(self, share: float) -> None:
+        # Small changes are not worth a system call.
+        if self.share is None or abs(share - self.share) > self.share / 10:
+            self.share = share
+            self._brake.slow(share)
+
+    def _free(self) -> None:
+        self._bad_looks = self._good_looks = 0
+        if self.share is not None:
+            self.share = None
+            self._brake.release()
