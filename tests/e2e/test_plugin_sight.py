@@ -59,12 +59,14 @@ def plugins(folder: Path) -> list[str]:
     return [str(guard), str(masker)]
 
 
-async def send(server: ServerProcess, payload: bytes) -> dict[str, Any]:
+async def send(
+    server: ServerProcess, payload: bytes, channel_id: str = "bob", channel_type: int = 1
+) -> dict[str, Any]:
     answer = await server.post(
         "/message/send",
         from_uid="alice",
-        channel_id="bob",
-        channel_type=1,
+        channel_id=channel_id,
+        channel_type=channel_type,
         payload=base64.b64encode(payload).decode(),
     )
     data: dict[str, Any] = answer["data"]
@@ -126,10 +128,20 @@ async def test_metrics_top_and_why_tell_what_happened_and_try_changes_nothing(
             assert (why["fate"], why["message_seq"]) == ("stored", 3)
             assert [d["no"] for d in why["decisions"]] == ["guard", "masker"]
             assert (await server.plugin("why", "12"))["fate"] == "unknown"
+            await _what_the_server_refuses_is_told_too(server)
 
             await _try_changes_nothing(server, running=True)
             assert server.trouble() == []
         await _try_changes_nothing(server, running=False)
+
+
+async def _what_the_server_refuses_is_told_too(server: ServerProcess) -> None:
+    await server.post("/channel", channel_id="closed", channel_type=2, ban=1)
+    refused = await send(server, b"hi", channel_id="closed", channel_type=2)
+    assert refused["reason_code"] == 19
+    shown = server.cli("plugin", "why", str(refused["message_id"])).stdout
+    assert "19 the channel is banned" in shown
+    assert "the server refused it by its own rules" in shown
 
 
 async def _try_changes_nothing(server: ServerProcess, *, running: bool) -> None:

@@ -21,6 +21,7 @@ from wkhost.bench.plugins import write_empty_plugin
 from wkhost.bench.samples import percentiles, ratio
 from wkhost.bench.usage import cpu_s
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import Answer, Target
 from wkhost.hooks.verdict import Continue
 from wkhost.link.contract import InspectPlugin, InstallPlugin, SendMessage, Sent
@@ -69,6 +70,9 @@ class Caller:
             self._issue(len(answers), now)
         elif not self._open:
             self._idle.set()
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        """Who answers makes no difference here."""
 
     def _issue(self, count: int, now: float) -> None:
         submit = self._target().submit_send

@@ -19,8 +19,8 @@ _FATES = {
     "stored": "stored",
     "refused": "refused",
     "waiting": "waits for a plugin",
-    "passed": "plugins let it pass, but it is not stored: sent without persistence, or not durable",
-    "unknown": "not known: never stored, and no plugin was asked, or too long ago",
+    "passed": "plugins let it pass, but it is not stored: it was sent without persistence",
+    "unknown": "not known: there was no such message, or it is too long ago and was not stored",
 }
 
 
@@ -84,10 +84,10 @@ def decisions_table(trail: MessageTrail) -> Table:
 @json_option
 @pass_session
 def why(session: Session, message_id: int, as_json: bool) -> None:
-    """Show which plugins saw a message, what each said, and what that decided.
+    """Show what became of a message: which plugins saw it, what each said, and what that decided.
 
     MESSAGE_ID is in SENDACKs, in answers of the API and in histories; refused messages have one
-    too. The server remembers about `plugin.journal` messages.
+    too. The server remembers the decisions of about `plugin.journal` messages.
     """
     settings = session.settings()
     try:
@@ -107,7 +107,9 @@ def why(session: Session, message_id: int, as_json: bool) -> None:
         session.line()
         session.out.print(decisions_table(trail))
     elif trail.fate == "stored":
-        session.line("no plugin was asked, or the journal has let go of it")
+        session.line("no plugin was asked, or it is too long ago to know")
+    if trail.fate == "refused" and not any(each.code for each in trail.decisions):
+        session.line("the server refused it by its own rules, no plugin did")
     for seen in trail.observations:
         state = "has passed it" if seen.seen else "has not come to it yet"
         session.line(f"{seen.no} {seen.hook}: {state}")

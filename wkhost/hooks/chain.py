@@ -6,11 +6,12 @@ never changes the way of a message that is already on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 import msgspec
 
+from wkhost.hooks.records import HookLine
 from wkhost.hooks.target import Target
 from wkhost.hooks.verdict import Policy
 from wkhost.types import Message
@@ -50,6 +51,12 @@ class Chain(msgspec.Struct, frozen=True):
     receive: tuple[Step, ...] = ()
     persist_after: tuple[Step, ...] = ()
     webhook: tuple[Step, ...] = ()
+
+    def lines_of(self, no: str) -> Iterator[HookLine]:
+        """Yield the lines of a plugin that decides something here; some may come twice."""
+        for step in (*self.send, *self.channel_get, *self.user_get):
+            if step.target.no == no:
+                yield from step.target.lines.values()
 
 
 EMPTY_CHAIN = Chain()

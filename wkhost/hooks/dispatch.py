@@ -7,7 +7,7 @@ places: `_open` (a plugin has it, by call id), `_held` (parked until its plugin 
 nowhere (decided). One timer task ends what is overdue. Silence is never consent: a crash, a
 timeout and an overload become a decision only through the step's written policy. A plugin whose
 breaker is open counts as failed without being asked. What each plugin said is counted in its
-record and noted in the journal; both cost plain stores.
+record and noted in the journal when its step is decided; both cost little.
 """
 
 from __future__ import annotations
@@ -19,28 +19,22 @@ from itertools import count
 
 import trio
 
-from wkhost.errors import ReasonCode
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain, Step
 from wkhost.hooks.held import HOLD_POLL_S, HeldQueue, takes_calls
-from wkhost.hooks.journal import Heard, Journal
+from wkhost.hooks.journal import Heard, Journal, still_open
 from wkhost.hooks.lookup import LookupCall
 from wkhost.hooks.lookup_calls import BROKEN, CRASH, OVERLOAD, TIMEOUT, LookupCalls
 from wkhost.hooks.passage import Passage
 from wkhost.hooks.probe import admit_probe
-from wkhost.hooks.records import BOUNDS_S
+from wkhost.hooks.records import BOUNDS_S, HookLines
 from wkhost.hooks.replacement import replacement_failure
 from wkhost.hooks.target import Answer, SendCall
+from wkhost.hooks.verdict import CLOSED_REASON as CLOSED
 from wkhost.hooks.verdict import Continue, Failure, Outcome, Policy, Refuse, Replace
 
-_CONTINUE = Outcome.CONTINUE  # an enum's attribute is no plain load
+_CONTINUE = Outcome.CONTINUE.value  # an enum's attribute is no plain load
 TIMER_SLICE = 128
 """Messages released or timed out in one synchronous stretch."""
-
-CLOSED_REASON = {
-    Outcome.CRASH: ReasonCode.SYSTEM_ERROR,
-    Outcome.TIMEOUT: ReasonCode.SYSTEM_ERROR,
-    Outcome.OVERLOAD: ReasonCode.RATE_LIMIT,
-}
 
 
 class Dispatcher:
@@ -125,36 +119,25 @@ class Dispatcher:
 
     def _ask(self, passage: Passage, step: Step) -> Failure | None:
         target = step.target
-        line = target.lines["send"]
-        message = passage.message
-        heard = Heard(
-            message.message_id,
-            passage.origin.door,
-            message.from_uid,
-            message.channel_id,
-            message.channel_type,
-            line,
-            self._now,
-        )
-        passage.heard = heard
-        self.journal.add(heard)
+        passage.line = line = target.lines["send"]
+        passage.called_at = 0.0
         if not target.ready:
-            heard.called_at = 0.0
             return CRASH
         call_id = next(self._call_ids)
         breaker = line.breaker
         if not breaker.closed and not admit_probe(target, line, step.policy, call_id, self._clock):
-            heard.called_at = 0.0
             return BROKEN[breaker.cause]
         self._open[call_id] = passage
         passage.call_id = call_id
-        if target.submit_send(SendCall(call_id, message, passage.origin, passage.deadline)):
+        passage.called_at = self._now
+        call = SendCall(call_id, passage.message, passage.origin, passage.deadline)
+        if target.submit_send(call):
             return None
         # A plugin that died while it was handed the call has answered it already.
         if self._open.pop(call_id, None) is None:
             return None
         passage.call_id = 0
-        heard.called_at = 0.0
+        passage.called_at = 0.0
         line.failed(call_id, Outcome.OVERLOAD, self._now)
         return OVERLOAD
 
@@ -162,29 +145,26 @@ class Dispatcher:
         """Turn a failure into a decision. True: go on with the next step."""
         outcome = failure.outcome
         policy = step.policy
-        heard = passage.heard
-        heard.line.record.others[outcome] += 1
-        heard.answered_at = self._now
-        heard.outcome = outcome
-        heard.policy = policy
-        heard.text = failure.detail
+        passage.line.record.others[outcome] += 1
         if policy is Policy.OPEN:
+            self.journal.note(passage, self._now, outcome, policy, 0, failure.detail)
             return True
-        if policy is Policy.HOLD and self._hold(passage, step):
+        if policy is Policy.HOLD and self._hold(passage, step, failure):
             return False
-        self._refuse(passage, Refuse(CLOSED_REASON[outcome], f"{step.target.no}: {outcome}"))
+        refusal = Refuse(CLOSED[outcome], f"{step.target.no}: {outcome}")
+        text = failure.detail or refusal.text
+        self.journal.note(passage, self._now, outcome, policy, refusal.code, text)
+        self._refuse(passage, refusal)
         return False
 
     def _refuse(self, passage: Passage, refusal: Refuse) -> None:
         passage.refusal = refusal
-        heard = passage.heard
-        heard.code = refusal.code
-        heard.text = heard.text or refusal.text
         self._decided(passage)
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         """Take a batch of answers of one plugin, in any order."""
         take = self._open.pop
+        note = self.journal.add
         self._now = now = self._clock()
         for call_id, answer in answers:
             waiting = take(call_id, None)
@@ -195,16 +175,17 @@ class Dispatcher:
                 self._lookups.answered(waiting, call_id, answer, now)
                 continue
             waiting.call_id = 0
-            heard = waiting.heard
-            line = heard.line
+            line = waiting.line
             record = line.record
-            seconds = now - heard.called_at
+            called_at = waiting.called_at
+            seconds = now - called_at
             record.durations[bisect_left(BOUNDS_S, seconds)] += 1
             record.total_s += seconds
             if type(answer) is Continue:
                 record.continued += 1
-                heard.answered_at = now
-                heard.outcome = _CONTINUE
+                m = waiting.message
+                who = (m.message_id, waiting.origin.door, m.from_uid, m.channel_id, m.channel_type)
+                note((*who, line.stamp, called_at, now, _CONTINUE, None, 0, ""))
                 if not line.breaker.closed:
                     line.breaker.succeeded(call_id, now)
                 waiting.step += 1
@@ -212,21 +193,27 @@ class Dispatcher:
                     self._decided(waiting)
             else:
                 self._take_verdict(waiting, call_id, answer)
+        self.journal.tidy()
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        """These calls are issued again, to another generation: theirs is what comes of them."""
+        for call_id in call_ids:
+            waiting = self._open.get(call_id)
+            if isinstance(waiting, LookupCall):
+                waiting.line = lines[waiting.hook]
+            elif waiting is not None:
+                waiting.line = lines["send"]
 
     def _late(self, plugin_no: str) -> None:
         """A verdict came after the decision: it changes nothing, but the plugin is alive."""
         self.late_verdicts[plugin_no] += 1
-        for steps in (self.chain.send, self.chain.channel_get, self.chain.user_get):
-            for step in steps:
-                if step.target.no == plugin_no:
-                    for line in step.target.lines.values():
-                        line.breaker.hurry(self._now)
+        for line in self.chain.lines_of(plugin_no):
+            line.breaker.hurry(self._now)
 
     def _take_verdict(self, passage: Passage, call_id: int, answer: Answer) -> None:
-        heard = passage.heard
-        line = heard.line
+        line = passage.line
         if isinstance(answer, Refuse):
-            self._note_verdict(heard, call_id, Outcome.REFUSE)
+            self._note_verdict(passage, call_id, Outcome.REFUSE, answer.code, answer.text)
             self._refuse(passage, answer)
             return
         if isinstance(answer, Replace):
@@ -234,7 +221,7 @@ class Dispatcher:
                 passage.message.payload, answer.payload, self._max_payload_bytes
             )
             if failure is None:
-                self._note_verdict(heard, call_id, Outcome.REPLACE)
+                self._note_verdict(passage, call_id, Outcome.REPLACE)
                 passage.message.payload = answer.payload
                 passage.step += 1
                 if self._advance(passage):
@@ -247,18 +234,19 @@ class Dispatcher:
         line.failed(call_id, failure.outcome, self._now)
         self._failed(passage, failure)
 
-    def _note_verdict(self, heard: Heard, call_id: int, outcome: Outcome) -> None:
-        line = heard.line
+    def _note_verdict(
+        self, passage: Passage, call_id: int, outcome: Outcome, code: int = 0, text: str = ""
+    ) -> None:
+        line = passage.line
         line.record.others[outcome] += 1
-        heard.answered_at = self._now
-        heard.outcome = outcome
+        self.journal.note(passage, self._now, outcome, None, code, text)
         if not line.breaker.closed:
             line.breaker.succeeded(call_id, self._now)
 
     def _expire(self, passage: Passage, call_id: int) -> None:
         """The budget is used up: the remaining steps time out too, each under its own policy."""
-        line = passage.heard.line
-        line.record.took(self._now - passage.heard.called_at)
+        line = passage.line
+        line.record.took(self._now - passage.called_at)
         line.failed(call_id, Outcome.TIMEOUT, self._now)
         steps = passage.chain.send
         message = passage.message
@@ -268,8 +256,8 @@ class Dispatcher:
                 continue
             if index != passage.step:
                 passage.step = index
-                line = step.target.lines["send"]
-                passage.heard = self.journal.add_unasked(passage.message, passage.origin, line)
+                passage.line = step.target.lines["send"]
+                passage.called_at = 0.0
             if not self._apply_policy(passage, step, TIMEOUT):
                 return
         passage.step = len(steps)
@@ -284,7 +272,7 @@ class Dispatcher:
 
     # --- hold -----------------------------------------------------------------------------------
 
-    def _hold(self, passage: Passage, step: Step) -> bool:
+    def _hold(self, passage: Passage, step: Step, failure: Failure) -> bool:
         """Park the message until its plugin is back. False: it may not wait (any longer)."""
         now = self._clock()
         if passage.held_since and now >= passage.held_since + step.hold_s:
@@ -293,6 +281,7 @@ class Dispatcher:
         if not queue.has_room(passage):
             return False
         queue.put(passage, now)
+        passage.failure, passage.failed_at = failure, self._now
         self._look_at(now + HOLD_POLL_S)
         return True
 
@@ -317,13 +306,17 @@ class Dispatcher:
                 del self._held[no]
 
     def _release(self, passage: Passage, step: Step, now: float, *, overdue: bool) -> None:
+        failure = passage.failure
+        said = (passage, passage.failed_at, failure.outcome, Policy.HOLD)
         if overdue and not takes_calls(step, now):
-            failed = passage.heard.outcome or Outcome.CRASH
-            self._refuse(passage, Refuse(CLOSED_REASON[failed], f"{step.target.no}: held too long"))
-            return
-        refusal = self._recheck(passage)
-        if refusal is not None:
+            refusal = Refuse(CLOSED[failure.outcome], f"{step.target.no}: held too long")
+            self.journal.note(*said, refusal.code, f"held too long: {failure.detail}")
             self._refuse(passage, refusal)
+            return
+        self.journal.note(*said, 0, failure.detail)
+        changed = self._recheck(passage)
+        if changed is not None:
+            self._refuse(passage, changed)
         elif self.begin(passage):
             self._decided(passage)
 
@@ -382,6 +375,11 @@ class Dispatcher:
                 passage.call_id = 0
                 self._expire(passage, call_id)
         self._lookups.end_overdue(now)
+
+    def heard_of(self, message_id: int) -> list[Heard]:
+        """Return who had a message, in order: what the journal holds, and who has it now."""
+        held = (passage for queue in self._held.values() for passage in queue.passages)
+        return self.journal.find(message_id) + still_open(message_id, self._open.values(), held)
 
     def statistics(self) -> dict[str, object]:
         """Return counts: open calls, parked messages, late verdicts, entries of the journal."""

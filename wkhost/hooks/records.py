@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+import msgspec
 import structlog
 
 from wkhost.hooks.breaker import DEFAULT_RULES, Breaker, BreakerRules
@@ -79,14 +80,25 @@ class CallRecord:
         self.total_s += seconds
 
 
+class Asked(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Which process of which plugin had a message."""
+
+    no: str
+    version: str
+    generation: int
+
+
 class HookLine:
     """One generation of a plugin at one hook: its breaker, and where its calls are counted."""
 
-    __slots__ = ("breaker", "generation", "record")
+    __slots__ = ("breaker", "generation", "record", "stamp")
 
     def __init__(self, record: CallRecord, generation: int, rules: BreakerRules) -> None:
         self.record = record
         self.generation = generation
+        asked = Asked(record.no, record.version, generation)
+        self.stamp = msgspec.Raw(msgspec.msgpack.encode(asked))
+        """Who this is, as the journal writes it."""
         self.breaker = Breaker(rules, self._changed)
 
     def failed(self, call_id: int, outcome: Outcome, now: float) -> None:

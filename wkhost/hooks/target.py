@@ -103,6 +103,9 @@ class Answers(Protocol):
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         """Take answers as (call_id, answer). Unknown ids are late verdicts: counted, ignored."""
 
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        """Calls that are open go to another generation, whose `lines` their answers count for."""
+
 
 class Target(Protocol):
     """One plugin, as the dispatcher sees it."""

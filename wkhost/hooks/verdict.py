@@ -10,6 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
+from wkhost.errors import ReasonCode
+
 MAX_REFUSE_TEXT_BYTES = 256
 
 
@@ -20,6 +22,14 @@ class Outcome(StrEnum):
     CRASH = "crash"
     TIMEOUT = "timeout"
     OVERLOAD = "overload"
+
+
+CLOSED_REASON = {
+    Outcome.CRASH: ReasonCode.SYSTEM_ERROR,
+    Outcome.TIMEOUT: ReasonCode.SYSTEM_ERROR,
+    Outcome.OVERLOAD: ReasonCode.RATE_LIMIT,
+}
+"""What a failure of a closed step refuses with."""
 
 
 class Policy(StrEnum):

@@ -39,6 +39,7 @@ _KEPT_SETTING = 0xFF & ~int(Setting.NO_ENCRYPT)
 _SYSTEM_ERROR = int(ReasonCode.SYSTEM_ERROR)
 _RATE_LIMIT = int(ReasonCode.RATE_LIMIT)
 _UNDECODABLE = int(ReasonCode.PAYLOAD_DECODE_ERROR)
+_NOT_DECODED = "the payload could not be decrypted"
 
 
 class Doors:
@@ -71,6 +72,10 @@ class Doors:
             return
         if payload is None or len(payload) > self._settings.max_payload_bytes:
             text = "" if payload is None else "payload too large"
+            where = (send.channel_id, send.channel_type)
+            self._path.note_refusal(
+                message_id, "client", session.uid, where, _UNDECODABLE, text or _NOT_DECODED
+            )
             self._replies.turn_down(session.conn_id, send, message_id, _UNDECODABLE, text)
             return
         channel_type = send.channel_type
@@ -97,7 +102,7 @@ class Doors:
         )
         size = weight(message)
         if session.inflight_bytes + size > self._settings.max_inflight_bytes_per_connection:
-            self._replies.tell(m, _RATE_LIMIT, "too much of this connection waits")
+            self._path.turn_away(m, _RATE_LIMIT, "too much of this connection waits")
             return
         self._path.admit(m, size)
 
@@ -136,7 +141,7 @@ class Doors:
         if request.subscribers:
             m.recipients = list(dict.fromkeys(request.subscribers))
         if problem is not None:
-            self._replies.tell(m, *problem)
+            self._path.turn_away(m, *problem)
         else:
             self._path.admit(m, weight(message))
 

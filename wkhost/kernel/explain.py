@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from wkhost.hooks.journal import Heard, Journal
-from wkhost.hooks.verdict import Policy
+from wkhost.hooks.journal import Heard
+from wkhost.hooks.records import Asked
+from wkhost.kernel.permission import RULES
 from wkhost.link.contract import MessageTrail, PluginDecision, PluginObservation
 from wkhost.store.store import Store
 from wkhost.types import Message
@@ -15,20 +16,20 @@ Observations = Callable[[Message], Sequence[PluginObservation]]
 
 def explain(
     message_id: int,
-    journal: Journal,
+    entries: Sequence[Heard],
     store: Store,
     observations: Observations,
     *,
     now: float,
     wall_s: float,
 ) -> MessageTrail:
-    """Return the trail of a message. `now` is the journal's clock, `wall_s` the wall's.
+    """Return the trail of a message of which the dispatcher knows `entries`. `now` is the
+    journal's clock, `wall_s` the wall's.
 
     Raises: StoreError.
     """
-    entries = journal.find(message_id)
     stored = store.message_by_id(message_id)
-    decisions = [_decision(heard) for heard in entries]
+    decisions = [_decision(heard, heard.plugin) for heard in entries if heard.plugin is not None]
     if stored is not None:
         return MessageTrail(
             message_id,
@@ -54,7 +55,7 @@ def explain(
         channel_type=first.channel_type,
         at=wall_s - (now - (first.called_at or first.answered_at)),
         reason_code=last.code,
-        reason=last.text if last.code else "",
+        reason=_reason(last),
         decisions=decisions,
     )
 
@@ -62,18 +63,23 @@ def explain(
 def _fate(last: Heard) -> str:
     if last.code:
         return "refused"
-    if last.outcome is None or last.policy is Policy.HOLD:
+    if last.outcome is None or last.parked:
         return "waiting"
     return "passed"
 
 
-def _decision(heard: Heard) -> PluginDecision:
-    record = heard.line.record
+def _reason(last: Heard) -> str:
+    if last.text or last.plugin is not None:
+        return last.text if last.code else ""
+    return RULES.get(last.code, "")
+
+
+def _decision(heard: Heard, plugin: Asked) -> PluginDecision:
     asked = heard.called_at > 0.0
     return PluginDecision(
-        no=record.no,
-        version=record.version,
-        generation=heard.line.generation,
+        no=plugin.no,
+        version=plugin.version,
+        generation=plugin.generation,
         asked=asked,
         outcome="" if heard.outcome is None else heard.outcome.value,
         took_s=heard.answered_at - heard.called_at if asked and heard.answered_at else 0.0,

@@ -20,6 +20,7 @@ from wkhost.delivery.retry import Retries
 from wkhost.hooks.chain import Chain
 from wkhost.hooks.dispatch import Dispatcher
 from wkhost.hooks.journal import Journal
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import Answer
 from wkhost.kernel.channels import ChannelTable
 from wkhost.kernel.connect import Logins
@@ -147,7 +148,7 @@ class Kernel:
             directory=self._directory,
             healthy=self._problem,
             statistics=self.statistics,
-            journal=self._dispatcher.journal,
+            heard_of=self._dispatcher.heard_of,
             wall_s=clock.wall_s,
         )
 
@@ -215,6 +216,9 @@ class Kernel:
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         self._dispatcher.answered(plugin_no, answers)
         self._replies.flush()
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        self._dispatcher.moved(lines, call_ids)
 
     def chain_changed(self, chain: Chain) -> None:
         """Make a new snapshot hold for what is admitted from now on."""

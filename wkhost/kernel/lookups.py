@@ -18,7 +18,7 @@ import structlog
 
 from wkhost.errors import StoreError
 from wkhost.hooks.chain import Step
-from wkhost.hooks.dispatch import CLOSED_REASON, Dispatcher
+from wkhost.hooks.dispatch import Dispatcher
 from wkhost.hooks.lookup import (
     ChannelLookup,
     LoginLookup,
@@ -27,7 +27,7 @@ from wkhost.hooks.lookup import (
     UserLookup,
 )
 from wkhost.hooks.target import ChannelAnswer, UserAnswer
-from wkhost.hooks.verdict import Failure
+from wkhost.hooks.verdict import CLOSED_REASON, Failure
 from wkhost.kernel.inflight import UNASKED, Inflight
 from wkhost.kernel.permission import Permissions
 from wkhost.store import mutations

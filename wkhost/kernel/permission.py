@@ -28,6 +28,17 @@ _DEFAULT_INFO = ChannelInfo()
 
 SUCCESS = int(ReasonCode.SUCCESS)
 
+RULES: dict[int, str] = {
+    ReasonCode.SEND_BAN: "the sender may not send at all (send_ban)",
+    ReasonCode.BAN: "the channel is banned",
+    ReasonCode.DISBAND: "the channel is disbanded",
+    ReasonCode.IN_BLACKLIST: "the sender is on the deny list of the channel or the receiver",
+    ReasonCode.SUBSCRIBER_NOT_EXIST: "the sender is not a subscriber of the channel",
+    ReasonCode.NOT_IN_WHITELIST: "an allow list is in use, and the sender is not on it",
+    ReasonCode.SYSTEM_ERROR: "the store could not be read",
+}
+"""What a refusal says to the operator."""
+
 
 class AclReader(Protocol):
     """The store's reads that permissions need."""

@@ -69,6 +69,7 @@ class SendPath:
         self._presence = presence
         self._fanout = fanout
         self._replies = replies
+        self._clock = clock
         self._recent = RecentSends(clock)
         self._lanes = Lanes(self._ready, settings.max_lane_bytes)
         # The first copy of each message with a client_msg_no that is not answered yet.
@@ -85,13 +86,13 @@ class SendPath:
             return
         lane = self._lanes.find(m)
         if not self._lanes.has_room(lane, size):
-            self._replies.tell(m, _RATE_LIMIT, "too much of this sender waits in this channel")
+            self.turn_away(m, _RATE_LIMIT, "too much of this sender waits in this channel")
             return
         if self.inflight_bytes + size > self._settings.max_inflight_bytes:
-            self._replies.tell(m, _RATE_LIMIT, "the server is overloaded")
+            self.turn_away(m, _RATE_LIMIT, "the server is overloaded")
             return
         if not self.committer.healthy:
-            self._replies.tell(m, _SYSTEM_ERROR, "the store is not available")
+            self.turn_away(m, _SYSTEM_ERROR, "the store is not available")
             return
         self._enter(m, size)
         chain = m.chain
@@ -100,7 +101,7 @@ class SendPath:
             if reason == SUCCESS:
                 self.committer.put(m)
             else:
-                self._refuse(m, reason, "")
+                self._deny(m, reason)
             return
         self._lanes.enter(m, lane)
         self._look_up(m)
@@ -114,7 +115,7 @@ class SendPath:
             if first.joined is None:
                 first.joined = []
             elif len(first.joined) >= JOINED_MAX:
-                self._replies.tell(m, _RATE_LIMIT, "too many repeats of this message wait")
+                self.turn_away(m, _RATE_LIMIT, "too many repeats of this message wait")
                 return True
             first.joined.append(Waiter(m.conn_id, m.client_seq, message.flags, m.done))
             return True
@@ -128,7 +129,7 @@ class SendPath:
                     message.client_msg_no,
                 )
         except StoreError:
-            self._replies.tell(m, _SYSTEM_ERROR, "the store is not available")
+            self.turn_away(m, _SYSTEM_ERROR, "the store is not available")
             return True
         if found is None:
             return False
@@ -164,7 +165,7 @@ class SendPath:
             if chain.channel_get and not lookups.channel(m, channel_id, message.channel_type):
                 return
         except LookupRefused as refused:
-            self._refuse(m, refused.reason_code, refused.text)
+            self._deny(m, refused.reason_code, refused.text)
             return
         self._check(m)
 
@@ -175,7 +176,7 @@ class SendPath:
     def _check(self, m: Inflight) -> None:
         reason = self._reason(m)
         if reason != SUCCESS:
-            self._refuse(m, reason, "")
+            self._deny(m, reason)
         elif self.dispatcher.begin(m):
             self._lanes.settle(m, Progress.READY)
 
@@ -236,13 +237,46 @@ class SendPath:
         """A parked message is released: permissions may have changed meanwhile."""
         assert isinstance(passage, Inflight)
         reason = self._reason(passage)
-        return None if reason == SUCCESS else Refuse(reason)
+        if reason == SUCCESS:
+            return None
+        self._note(passage, reason, "")
+        return Refuse(reason)
 
     def _ready(self, m: Inflight) -> None:
         if self.committer.healthy:
             self.committer.put(m)
         else:
             self._give_up(m, "the store is not available")
+
+    def turn_away(self, m: Inflight, reason: int, text: str) -> None:
+        """Refuse a message that has not entered, or not any more."""
+        self._note(m, reason, text)
+        self._replies.tell(m, reason, text)
+
+    def _deny(self, m: Inflight, reason: int, text: str = "") -> None:
+        """The permissions or a look-up refuse a message that had entered."""
+        self._note(m, reason, text)
+        self._refuse(m, reason, text)
+
+    def _note(self, m: Inflight, reason: int, text: str) -> None:
+        message = m.message
+        channel = (message.channel_id, message.channel_type)
+        self.note_refusal(
+            message.message_id, m.origin.door, message.from_uid, channel, reason, text
+        )
+
+    def note_refusal(
+        self,
+        message_id: int,
+        door: str,
+        from_uid: str,
+        channel: tuple[str, int],
+        reason: int,
+        text: str,
+    ) -> None:
+        """Let the journal know of a refusal that is no plugin's verdict."""
+        now = self._clock()
+        self.dispatcher.journal.refused(message_id, door, from_uid, channel, now, reason, text)
 
     def _refuse(self, m: Inflight, reason: int, text: str) -> None:
         """End a message that had entered; its repeats may try again."""
@@ -260,7 +294,7 @@ class SendPath:
     def _give_up(self, m: Inflight, text: str) -> None:
         self._leave(m)
         self.inflight_bytes -= m.size
-        self._replies.tell(m, _SYSTEM_ERROR, text)
+        self.turn_away(m, _SYSTEM_ERROR, text)
 
     def complete(self, m: Inflight) -> int:
         """A message is durable: answer it and hand it to delivery. Returns connections served."""

@@ -15,7 +15,7 @@ import trio
 
 from wkhost.addressing import canonical_id
 from wkhost.errors import StoreError, WkhostError
-from wkhost.hooks.journal import Journal
+from wkhost.hooks.journal import Heard
 from wkhost.kernel.directory import Directory
 from wkhost.kernel.doors import Doors
 from wkhost.kernel.explain import explain
@@ -56,7 +56,7 @@ class Service:
         directory: Directory,
         healthy: Callable[[], str],
         statistics: Callable[[], dict[str, Any]],
-        journal: Journal,
+        heard_of: Callable[[int], Sequence[Heard]],
         wall_s: Callable[[], float],
     ) -> None:
         self._store = store
@@ -65,7 +65,7 @@ class Service:
         self._directory = directory
         self._healthy = healthy
         self._statistics = statistics
-        self._journal = journal
+        self._heard_of = heard_of
         self._wall_s = wall_s
         self.metrics: Callable[[], Awaitable[c.Metrics]] | None = None
         """Gathers the samples of all parts; wired in by the composition root."""
@@ -173,7 +173,7 @@ class Service:
         plugins = self.plugins
         return explain(
             request.message_id,
-            self._journal,
+            self._heard_of(request.message_id),
             self._store,
             (lambda message: []) if plugins is None else plugins.observations,
             now=trio.current_time(),

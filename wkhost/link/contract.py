@@ -629,9 +629,10 @@ class PluginObservation(msgspec.Struct, frozen=True):
 class MessageTrail(msgspec.Struct, frozen=True, tag=True):
     """Who decided what about a message.
 
-    `fate` is stored, refused, waiting or unknown. `door` is client, http or a plugin's number, and
-    empty where only the store knows the message; `at` is seconds since the epoch. A message that
-    concerned no plugin is known only if it was stored.
+    `fate` is stored, refused, waiting, passed or unknown. `door` is client, http or a plugin's
+    number, and empty where only the store knows the message; `at` is seconds since the epoch. A
+    message that concerned no plugin is known only if it was stored or refused; one that the server
+    refused itself has no decision with a code.
     """
 
     message_id: int

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import (
     Answer,
     Answers,
@@ -54,7 +55,7 @@ class Pending:
     `encode` gets the call, the session it leaves by and the time, and returns the call's field of
     a batch; it runs when there is credit, so that the budget on the wire is what is really left.
     After `deadline` it is not sent any more. `moves` says whether a planned reload may issue the
-    call again to the next generation.
+    call again to the next generation; `lines` are then what it counts for.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Pending:
         "deadline",
         "encode",
         "estimate",
+        "lines",
         "moves",
         "reply",
         "size",
@@ -91,6 +93,7 @@ class Pending:
         self.moves = moves
         self.deadline = deadline
         self.attempt = 1
+        self.lines: HookLines | None = None
         self.size = 0
 
     @property

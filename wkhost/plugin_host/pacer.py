@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import trio
 
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import Answer, Answers
 from wkhost.hooks.verdict import Failure
 
@@ -34,6 +35,9 @@ class Pacer:
             self._waiting.append((plugin_no, answers[first : first + PORTION]))
         self._wake.set()
         self._answers.answered(plugin_no, answers[:PORTION])
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        self._answers.moved(lines, call_ids)
 
     async def run(self) -> None:
         """Hand on what waits until cancelled, and the rest then."""

@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from wkhost.errors import PluginError
-from wkhost.hooks.records import CallRecords, HookLines
+from wkhost.hooks.records import CallRecord, CallRecords, HookLines
 from wkhost.hooks.target import (
     Answer,
     Answers,
@@ -141,6 +141,10 @@ class PluginProxy:
         return session.submit(pending)
 
     def _issue_again(self, pendings: list[Pending]) -> None:
+        """Hand calls of the generation before to the current one; they count for it from now on."""
+        for pending in pendings:
+            pending.lines = self.lines
+        self._answers.moved(self.lines, [each.call_id for each in pendings if each.reply is None])
         for pending in pendings:
             if not self._submit(pending):
                 failure = Failure(Outcome.OVERLOAD, f"{self.no}: too much waits")
@@ -154,28 +158,34 @@ class PluginProxy:
         """Issue calls in order and wait until each has its answer, a Failure included."""
         found: dict[int, Answer] = {}
         answered = trio.Event()
-        record = self.lines[hook].record
+        lines = self.lines
         called_at = trio.current_time()
         over = False
+
+        def record(index: int) -> CallRecord:
+            now = pendings[index].lines
+            return (lines if now is None else now)[hook].record
 
         def reply(index: int, answer: Answer) -> None:
             if over:
                 return  # counted as a timeout already
             found[index] = answer
-            record.took(trio.current_time() - called_at)
-            record.count(answer)
+            record(index).took(trio.current_time() - called_at)
+            record(index).count(answer)
             if len(found) == len(makes):
                 answered.set()
 
-        for index, make in enumerate(makes):
-            if not self._submit(make(partial(reply, index))):
+        pendings = [make(partial(reply, index)) for index, make in enumerate(makes)]
+        for index, pending in enumerate(pendings):
+            if not self._submit(pending):
                 reply(index, Failure(Outcome.OVERLOAD, f"{self.no}: too much waits"))
         with trio.move_on_after(budget_s):
             await answered.wait()
         over = True
         late = Failure(Outcome.TIMEOUT, f"{self.no}: no answer within {budget_s:.0f} s")
-        for _ in range(len(makes) - len(found)):
-            record.count(late)
+        for index in range(len(makes)):
+            if index not in found:
+                record(index).count(late)
         return [found.get(index, late) for index in range(len(makes))]
 
     def _need_continue(self, hook: str, answer: Answer) -> None:

@@ -265,23 +265,24 @@ class _Run:
 
     def _steps(self) -> list[TrialStep]:
         assert self._passage is not None
-        heard = {h.line.record.no: h for h in self.dispatcher.journal.find(MESSAGE_ID)}
+        entries = self.dispatcher.journal.find(MESSAGE_ID)
+        heard = {h.plugin.no: (h, h.plugin.version) for h in entries if h.plugin is not None}
         final = self._passage.message.payload
         steps: list[TrialStep] = []
         # From the end: what a plugin left is what the next one was given.
         for watched, concerned in reversed(self._watched):
-            h = heard.get(watched.no)
             before = final if watched.given is None else watched.given
-            if h is None:
+            if watched.no not in heard:
                 state = "not_reached" if concerned else "skipped"
                 version = watched.lines.version
                 steps.append(TrialStep(watched.no, version, state, before, final))
                 continue
+            h, version = heard[watched.no]
             asked = h.called_at > 0.0
             steps.append(
                 TrialStep(
                     no=watched.no,
-                    version=h.line.record.version,
+                    version=version,
                     state="asked" if asked else "not_asked",
                     before=before,
                     after=final,

@@ -8,14 +8,17 @@ from tests.kit.kernel import KernelKit, running_kernel
 from tests.kit.targets import ManualTarget
 from wkhost.hooks.chain import Chain, Step
 from wkhost.hooks.verdict import CONTINUE, Policy, Refuse
+from wkhost.kernel.settings import KernelSettings
 from wkhost.link.contract import (
     API_WORKER,
     Actor,
+    AddToDenylist,
     Error,
     ErrorKind,
     ExplainMessage,
     GetMetrics,
     MessageTrail,
+    SetChannel,
 )
 from wkhost.types import Flags
 
@@ -86,3 +89,38 @@ async def test_only_an_operator_may_ask_why_and_anyone_may_scrape() -> None:
         assert isinstance(answer, Error)
         assert answer.kind is ErrorKind.INVALID, "nothing gathers them in this kernel"
         await trio.lowlevel.checkpoint()
+
+
+async def test_what_the_server_itself_refuses_is_told_with_the_rule() -> None:
+    """No plugin was asked: permissions and limits come first."""
+    settings = KernelSettings(max_payload_bytes=1000, max_inflight_bytes=4096)
+    async with running_kernel(settings) as kit:
+        target = ManualTarget("guard", kit.kernel)
+        kit.kernel.chain_changed(Chain(1, send=(Step(target, Policy.CLOSED),)))
+        await kit.change(SetChannel("closed", 2, ban=True))
+        await kit.change(AddToDenylist("club", 2, ["bob"]))
+        await kit.change(AddToDenylist("carol", 1, ["bob"]))
+        alice, bob = kit.connect("alice"), kit.connect("bob")
+        cases = [
+            (alice, "closed", 2, b"x", 19, "the channel is banned"),
+            (bob, "club", 2, b"x", 4, "the sender is on the deny list"),
+            (bob, "carol", 1, b"x", 4, "the sender is on the deny list"),
+            (alice, "strange", 2, b"x", 3, "the sender is not a subscriber"),
+            (alice, "bob", 1, b"x" * 1001, 9, "payload too large"),
+        ]
+        for conn, channel, channel_type, payload, code, text in cases:
+            seq = kit.send(conn, channel, payload, channel_type=channel_type)
+            sendack = await kit.ack(conn, seq)
+            assert sendack.reason_code == code
+            trail = await explain(kit, sendack.message_id)
+            assert (trail.fate, trail.reason_code, trail.decisions) == ("refused", code, [])
+            assert trail.reason.startswith(text)
+            assert (trail.door, trail.from_uid) == ("client", "alice" if conn == alice else "bob")
+            assert channel in trail.channel_id
+        assert target.calls == []
+
+        seqs = [kit.send(alice, "bob", b"x" * 1000) for _ in range(4)]
+        sendack = await kit.ack(alice, seqs[-1])
+        trail = await explain(kit, sendack.message_id)
+        assert (trail.fate, trail.reason_code) == ("refused", 22)
+        assert trail.reason == "the server is overloaded"

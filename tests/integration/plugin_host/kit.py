@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import Answer, SendCall, SendOrigin, Target
 from wkhost.link.contract import (
     GetPluginLogs,
@@ -62,6 +63,8 @@ class Recorder:
     def __init__(self) -> None:
         self.found: dict[int, list[Answer]] = {}
         self.times: dict[int, float] = {}
+        self.moves: list[tuple[int, list[int]]] = []
+        """Generation and calls that were issued again to it."""
         self.changed = trio.Event()
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
@@ -71,6 +74,9 @@ class Recorder:
             self.times[call_id] = now
         self.changed.set()
         self.changed = trio.Event()
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        self.moves.append((lines.generation, list(call_ids)))
 
     async def wait(self, *call_ids: int, within_s: float = 10) -> list[Answer]:
         """Wait until each has an answer; return the first of each."""

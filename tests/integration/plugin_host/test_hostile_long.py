@@ -26,6 +26,7 @@ import trio
 
 from plugin_sdk.wire.v1 import plugin_pb2 as pb
 from tests.integration.plugin_host.kit import CLIENT, Running, message, running, write_plugin
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import Answer, SendCall
 from wkhost.hooks.verdict import Continue, Failure, Outcome
 from wkhost.plugin_host import calls
@@ -152,6 +153,9 @@ class Decisions:
             if isinstance(answer, Failure):
                 assert answer.outcome is Outcome.CRASH
             self.counts[type(answer).__name__] += 1
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        raise AssertionError("nothing is reloaded here")
 
 
 def _session(identity: Identity, decisions: Decisions) -> Session:

@@ -20,6 +20,7 @@ import trio
 from tests.integration.plugin_host.kit import (
     ECHO,
     alive,
+    message,
     opened,
     running,
     until,
@@ -265,9 +266,35 @@ async def test_calls_of_a_draining_process_that_dies_are_issued_once_more(tmp_pa
         later = it.send(target)
         os.kill(first.pid, signal.SIGKILL)
         assert set(await it.recorder.wait(*ids, later)) == {Continue()}
+        assert it.recorder.moves == [(2, ids)]
         assert all(len(found) == 1 for found in it.recorder.found.values())
         await until(lambda: sum("ATTEMPT 2" in line for line in it.logs("raw")) == 20)
         assert it.host.info("raw").restarts == 0
+
+
+async def test_a_call_issued_again_counts_for_the_version_that_answered(tmp_path: Path) -> None:
+    code = (
+        "from plugin_sdk import *\nimport asyncio\nclass Told(Plugin):\n    @hook\n"
+        "    async def receive(self, message, uids):\n        await asyncio.sleep({})\n"
+    )
+    hooks = "[hooks.receive]\n"
+    async with running(tmp_path) as it:
+        old = code.format(3600)
+        first = await it.install(
+            write_plugin(tmp_path / "src", "told", old, hooks=hooks, version="1.0.0")
+        )
+        target = proxy_of(it.target("told"))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(target.receive, message(), ["u2"])
+                await until(lambda: target.session and target.session.open_calls_of("receive")[0])
+                new = code.format(0)
+                await it.install(
+                    write_plugin(tmp_path / "src", "told", new, hooks=hooks, version="2.0.0")
+                )
+                os.kill(first.pid, signal.SIGKILL)
+        counted = {each.version: each.verdicts for each in it.host.records.of("told")}
+        assert counted == {"2.0.0": 1}
 
 
 async def test_the_drain_limit_moves_calls_and_a_new_death_then_crashes_them(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import trio
 import trio.testing
 
+from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import Answer
 from wkhost.hooks.verdict import CONTINUE, Failure, Outcome
 from wkhost.plugin_host.pacer import PORTION, Pacer
@@ -20,6 +21,9 @@ class Heard:
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         self.portions.append([call_id for call_id, _ in answers])
+
+    def moved(self, lines: HookLines, call_ids: Sequence[int]) -> None:
+        raise AssertionError("nothing is reloaded here")
 
 
 async def test_a_thousand_failures_leave_turns_to_others() -> None:
