@@ -92,58 +92,81 @@ class _Bucket:
 
     def take(self, amount: float) -> float:
         """Take tokens, into debt if need be; return the seconds until the debt is paid."""
-        now = trio.current_time()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
-        self._at = now
+        self.refill()
         self._tokens -= amount
         return max(0.0, -self._tokens / self._per_s)
 
-    def try_take(self) -> bool:
-        if self.take(1) == 0:
-            return True
-        self._tokens += 1
-        return False
+    def refill(self) -> int:
+        """Return how many whole tokens are there now."""
+        now = trio.current_time()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        return max(0, int(self._tokens))
+
+
+class _Lines:
+    """Cuts what one stream brings into lines for the ring; what comes too fast is only counted."""
+
+    def __init__(self, ring: LogRing, generation: int, stream: str) -> None:
+        self._ring = ring
+        self._generation = generation
+        self._stream = stream
+        self._bucket = _Bucket(LINES_PER_S, BURST_LINES)
+        self._rest = b""
+        self._dropped = 0
+
+    def feed(self, data: bytes) -> None:
+        allowed = self._bucket.refill()
+        *lines, rest = (self._rest + data).split(b"\n", allowed)
+        if len(lines) == allowed:
+            # A flood must not cost a step per line.
+            self._drop(rest.count(b"\n"))
+            rest = rest[rest.rfind(b"\n") + 1 :]
+        if len(rest) > MAX_LINE_BYTES:
+            lines.append(rest)
+            rest = b""
+        self._rest = rest
+        for line in lines:
+            self._keep(line)
+
+    def end(self) -> None:
+        if self._rest:
+            self._keep(self._rest)
+        self._tell_dropped()
+
+    def _keep(self, line: bytes) -> None:
+        self._tell_dropped()
+        for at in range(0, max(1, len(line)), MAX_LINE_BYTES):
+            part = line[at : at + MAX_LINE_BYTES]
+            self._bucket.take(1)
+            self._ring.add(self._generation, self._stream, escape(part.decode("utf-8", "replace")))
+
+    def _drop(self, count: int) -> None:
+        self._dropped += count
+        self._ring.dropped += count
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            text = f"{self._dropped} lines of {self._stream} came too fast: dropped"
+            self._ring.add(self._generation, HOST_STREAM, text)
+            self._dropped = 0
 
 
 async def read_output(descriptor: int, ring: LogRing, generation: int, stream: str) -> None:
     """Read a non-blocking descriptor to its end, line by line, into `ring`."""
-    byte_bucket, line_bucket = _Bucket(BYTES_PER_S, BURST_BYTES), _Bucket(LINES_PER_S, BURST_LINES)
-    dropped = 0
-    rest = b""
+    bytes_read = _Bucket(BYTES_PER_S, BURST_BYTES)
+    lines = _Lines(ring, generation, stream)
     while True:
         await trio.lowlevel.wait_readable(descriptor)
         try:
             data = os.read(descriptor, 64 * 1024)
         except BlockingIOError:
             continue
-        *lines, rest = (rest + data).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES or (rest and not data):
-            lines.append(rest)
-            rest = b""
-        for line in lines:
-            for part in _parts(line):
-                if line_bucket.try_take():
-                    dropped = _tell_dropped(ring, generation, stream, dropped)
-                    ring.add(generation, stream, escape(part.decode("utf-8", "replace")))
-                else:
-                    dropped += 1
-                    ring.dropped += 1
         if not data:
-            _tell_dropped(ring, generation, stream, dropped)
+            lines.end()
             return
-        await trio.sleep(byte_bucket.take(len(data)))
-
-
-def _parts(line: bytes) -> list[bytes]:
-    if len(line) <= MAX_LINE_BYTES:
-        return [line]
-    return [line[at : at + MAX_LINE_BYTES] for at in range(0, len(line), MAX_LINE_BYTES)]
-
-
-def _tell_dropped(ring: LogRing, generation: int, stream: str, dropped: int) -> int:
-    if dropped:
-        ring.add(generation, HOST_STREAM, f"{dropped} lines of {stream} came too fast: dropped")
-    return 0
+        lines.feed(data)
+        await trio.sleep(bytes_read.take(len(data)))
 
 
 def said(text: str) -> str:
