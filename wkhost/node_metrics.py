@@ -12,7 +12,13 @@ import trio
 from wkhost.errors import ReasonCode
 from wkhost.gateway.settings import GatewayStatistics
 from wkhost.kernel.kernel import Kernel
-from wkhost.link.contract import AllPluginFigures, HookFigures, Metrics, PluginFigures
+from wkhost.link.contract import (
+    AllPluginFigures,
+    EgressFigures,
+    HookFigures,
+    Metrics,
+    PluginFigures,
+)
 
 Number = tuple[list[str], float]
 Histogram = tuple[list[str], list[int], float]
@@ -71,7 +77,7 @@ class MetricsSource:
         for reason, count in _reasons(statistics["send"]["reasons"]).items():
             yield "wukongim_send_answers_total", [reason], count
         for plugin in figures:
-            yield from _plugin_numbers(plugin, statistics["hooks"])
+            yield from plugin_numbers(plugin, statistics["hooks"])
 
     def _histograms(
         self, figures: list[PluginFigures]
@@ -171,9 +177,11 @@ def _labels(plugin: PluginFigures, hook: HookFigures) -> list[str]:
     return [plugin.no, hook.hook, hook.version]
 
 
-def _plugin_numbers(
+def plugin_numbers(
     plugin: PluginFigures, hooks: dict[str, Any]
 ) -> Iterator[tuple[str, list[str], float]]:
+    """Yield the samples of one plugin: name, values of the labels, value. `hooks` are the
+    dispatcher's statistics."""
     prefix, own = "wukongim_plugin_", [plugin.no]
     yield prefix + "up", own, float(bool(plugin.pid))
     yield prefix + "restarts_total", own, plugin.restarts
@@ -199,3 +207,19 @@ def _plugin_numbers(
         if hook.lag is not None:
             yield prefix + "observer_lag_messages", [plugin.no, hook.hook], hook.lag
             yield prefix + "observer_skipped_total", [plugin.no, hook.hook], hook.skipped
+            yield prefix + "observer_dropped_total", [plugin.no, hook.hook], hook.dropped
+    if plugin.egress is not None:
+        yield from _egress_numbers(plugin.no, plugin.egress)
+
+
+def _egress_numbers(no: str, egress: EgressFigures) -> Iterator[tuple[str, list[str], float]]:
+    prefix = "wukongim_plugin_egress_"
+    yield prefix + "connections", [no], egress.open
+    for target, count in egress.accepted.items():
+        yield prefix + "accepted_total", [no, target], count
+    for reason, count in egress.refused.items():
+        yield prefix + "refused_total", [no, reason], count
+    for reason, count in egress.ended.items():
+        yield prefix + "ended_total", [no, reason], count
+    yield prefix + "bytes_total", [no, "sent"], egress.sent_bytes
+    yield prefix + "bytes_total", [no, "received"], egress.received_bytes

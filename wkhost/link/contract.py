@@ -551,7 +551,8 @@ class HookFigures(msgspec.Struct, frozen=True):
     `durations` counts calls per bucket of `AllPluginFigures.bounds_s` (not cumulative; one more
     holds the rest). `breaker` is closed, half_open or open; it, `in_flight` and `queued` are of the
     version that runs now and empty for others. `lag` is how many messages of the log an observing
-    hook has not passed yet, None for other hooks.
+    hook has not passed yet, None for other hooks; `skipped` and `dropped` are messages it never
+    got, since its observer started.
     """
 
     hook: str
@@ -566,11 +567,25 @@ class HookFigures(msgspec.Struct, frozen=True):
     queued: int = 0
     lag: int | None = None
     skipped: int = 0
+    dropped: int = 0
+
+
+class EgressFigures(msgspec.Struct, frozen=True):
+    """A plugin's way out: connections `open` now, tunnels `accepted` by entry of its allow-list,
+    connections `refused` by reason, `ended` by being idle or broken, and bytes each way."""
+
+    open: int
+    accepted: dict[str, int]
+    refused: dict[str, int]
+    ended: dict[str, int]
+    sent_bytes: int
+    received_bytes: int
 
 
 class PluginFigures(msgspec.Struct, frozen=True):
     """`rss_bytes` and `cpu_s` are of the plugin's whole process tree. `layers` says in words what
-    contains it, layer by layer; "none" where nothing does."""
+    contains it, layer by layer; "none" where nothing does. `egress` is None where it never had a
+    way out."""
 
     no: str
     version: str
@@ -584,6 +599,7 @@ class PluginFigures(msgspec.Struct, frozen=True):
     log_lines_dropped: int
     hooks: list[HookFigures]
     layers: dict[str, str] = {}
+    egress: EgressFigures | None = None
 
 
 class AllPluginFigures(msgspec.Struct, frozen=True, tag=True):

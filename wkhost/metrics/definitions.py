@@ -186,6 +186,43 @@ PLUGINS = (
         "Messages an observing hook failed five times, recorded and skipped.",
         ("plugin", "hook"),
     ),
+    Metric(
+        "wukongim_plugin_observer_dropped_total",
+        COUNTER,
+        "Messages an observing hook was not given because it lagged beyond plugin.maxLag.",
+        ("plugin", "hook"),
+    ),
+    Metric(
+        "wukongim_plugin_egress_connections",
+        GAUGE,
+        "Connections to the plugin's way out that are open now.",
+        _PLUGIN,
+    ),
+    Metric(
+        "wukongim_plugin_egress_accepted_total",
+        COUNTER,
+        "Tunnels opened, by the entry of the plugin's allow-list that allowed them.",
+        (*_PLUGIN, "target"),
+    ),
+    Metric(
+        "wukongim_plugin_egress_refused_total",
+        COUNTER,
+        "Connections that got no tunnel: wrong_peer, too_many, bad_request, not_listed, "
+        "unresolved, address_refused, unreachable.",
+        (*_PLUGIN, "reason"),
+    ),
+    Metric(
+        "wukongim_plugin_egress_ended_total",
+        COUNTER,
+        "Connections that ended by being idle or broken.",
+        (*_PLUGIN, "reason"),
+    ),
+    Metric(
+        "wukongim_plugin_egress_bytes_total",
+        COUNTER,
+        "Bytes through tunnels: sent by the plugin, received by it.",
+        (*_PLUGIN, "direction"),
+    ),
 )
 
 PROCESS = (

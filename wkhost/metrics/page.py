@@ -18,8 +18,9 @@ by the server when somebody asks and written by the API worker, so that a scrape
 path next to nothing; on the way of a message they are plain integers.
 
 Label values come from sets that the server knows, never from what a client or a plugin says: a
-plugin's number, its hook and its version are those of installed manifests. At most eight versions
-of a plugin are kept.
+plugin's number, its hook and its version are those of installed manifests, and a target is an entry
+of a granted allow-list, not the name that was asked for. At most eight versions of a plugin are
+kept.
 """
 
 _PARTS: tuple[tuple[str, str, Iterable[Metric]], ...] = (

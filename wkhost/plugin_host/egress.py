@@ -6,16 +6,14 @@ opened by the operator; then exactly those addresses are dialled, so a second an
 server changes nothing. What passes through is not looked at. A tunnel ends when neither side has
 sent for `idle_s`, when either side breaks, or with its generation.
 
-Every decision is counted by outcome; a denial is told to `denied` as well.
+Every decision is counted in the plugin's record; a denial is told to `denied` as well.
 """
 
 from __future__ import annotations
 
 import socket
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from struct import Struct
@@ -24,10 +22,12 @@ import msgspec
 import structlog
 import trio
 
+from wkhost.plugin_host.egress_records import EgressRecord
 from wkhost.plugin_host.egress_rules import (
     Address,
     EgressRefusedError,
     EgressRules,
+    Target,
     address_of,
     own_addresses,
 )
@@ -85,13 +85,13 @@ class EgressProxy:
         *,
         may_connect: Callable[[int], bool],
         denied: Callable[[str], None],
+        record: EgressRecord | None = None,
         limits: EgressLimits = DEFAULT_LIMITS,
         resolver: Resolver = resolve,
         own: Callable[[], frozenset[Address]] = own_addresses,
     ) -> None:
         self.path = path
-        self.outcomes: Counter[str] = Counter()
-        self.bytes = 0
+        self.record = EgressRecord() if record is None else record
         self.rules = rules
         self._may_connect = may_connect
         self._denied = denied
@@ -114,9 +114,6 @@ class EgressProxy:
                     peer, _ = await listener.accept()
                     nursery.start_soon(self._serve, trio.SocketStream(peer))
 
-    def statistics(self) -> dict[str, int]:
-        return {"open": self._open, "bytes": self.bytes, **self.outcomes}
-
     async def _serve(self, plugin: trio.SocketStream) -> None:
         """One connection of the plugin: the border at which its faults stop."""
         async with plugin:
@@ -132,12 +129,14 @@ class EgressProxy:
                 self._deny("too_many", "connections")
                 return
             self._open += 1
+            self.record.open += 1
             try:
                 await self._tunnel(plugin)
             except (trio.BrokenResourceError, trio.TooSlowError, OSError):
-                self.outcomes["broken"] += 1
+                self.record.ended["broken"] += 1
             finally:
                 self._open -= 1
+                self.record.open -= 1
 
     async def _tunnel(self, plugin: trio.SocketStream) -> None:
         try:
@@ -145,7 +144,7 @@ class EgressProxy:
             if self._open > self._limits.max_connections:
                 text = f"more than {self._limits.max_connections} connections"
                 raise _DeniedError("503 Service Unavailable", "too_many", text)
-            far = await self._connect(authority)
+            target, far = await self._connect(authority)
         except _DeniedError as denial:
             self._deny(denial.outcome, str(denial))
             body = f"{denial}\n".encode("ascii", "backslashreplace")
@@ -155,15 +154,16 @@ class EgressProxy:
                 await plugin.send_all(head.encode() + body)
             return
         async with far:
-            self.outcomes["allowed"] += 1
+            self.record.accept(str(target))
             with trio.fail_after(self._limits.idle_s):
                 await plugin.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 if early:
                     await far.send_all(early)
+                    self._sent(len(early))
             await self._splice(plugin, far)
 
     def _deny(self, outcome: str, text: str) -> None:
-        self.outcomes[outcome] += 1
+        self.record.refused[outcome] += 1
         self._denied(f"{outcome}: {text}")
 
     async def _read_request(self, plugin: trio.SocketStream) -> tuple[str, bytes]:
@@ -188,10 +188,10 @@ class EgressProxy:
             raise _DeniedError("405 Method Not Allowed", "bad_request", text)
         return words[1].decode("latin-1"), early
 
-    async def _connect(self, authority: str) -> trio.SocketStream:
-        """Check, look up, check again, dial."""
+    async def _connect(self, authority: str) -> tuple[Target, trio.SocketStream]:
+        """Check, look up, check again, dial. Returns the entry that allows it, too."""
         try:
-            host, port = self.rules.check_name(authority)
+            host, port, target = self.rules.check_name(authority)
         except EgressRefusedError as error:
             raise _DeniedError("403 Forbidden", "not_listed", str(error)) from error
         addresses, own = await self._look_up(host, port)
@@ -203,7 +203,7 @@ class EgressProxy:
             for address in addresses[: self._limits.max_addresses]:
                 far = await _dial(address, port)
                 if far is not None:
-                    return far
+                    return target, far
         raise _DeniedError("502 Bad Gateway", "unreachable", f"{host}:{port} cannot be reached")
 
     async def _look_up(self, host: str, port: int) -> tuple[Sequence[Address], frozenset[Address]]:
@@ -230,20 +230,30 @@ class EgressProxy:
         idle = trio.CancelScope(deadline=trio.current_time() + self._limits.idle_s)
         with idle:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(self._pump, plugin, far, idle))
-                nursery.start_soon(partial(self._pump, far, plugin, idle))
+                nursery.start_soon(self._pump, plugin, far, idle, self._sent)
+                nursery.start_soon(self._pump, far, plugin, idle, self._received)
         if idle.cancelled_caught:
-            self.outcomes["idle"] += 1
+            self.record.ended["idle"] += 1
+
+    def _sent(self, size: int) -> None:
+        self.record.sent_bytes += size
+
+    def _received(self, size: int) -> None:
+        self.record.received_bytes += size
 
     async def _pump(
-        self, source: trio.SocketStream, sink: trio.SocketStream, idle: trio.CancelScope
+        self,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        idle: trio.CancelScope,
+        count: Callable[[int], None],
     ) -> None:
         """Carry one direction to its end. Only what was taken by the other side counts as life."""
         try:
             while data := await source.receive_some(_CHUNK):
                 await self._bucket.take(len(data))
                 await sink.send_all(data)
-                self.bytes += len(data)
+                count(len(data))
                 idle.deadline = trio.current_time() + self._limits.idle_s
             with suppress(OSError):
                 await sink.send_eof()

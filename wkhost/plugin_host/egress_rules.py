@@ -214,13 +214,15 @@ class EgressRules(msgspec.Struct, frozen=True):
     allowed: tuple[Target, ...]
     private: tuple[PrivateTarget, ...] = ()
 
-    def check_name(self, authority: str) -> tuple[str, int]:
-        """Return host and port in normal form if listed. Raises EgressRefusedError."""
+    def check_name(self, authority: str) -> tuple[str, int, Target]:
+        """Return host and port in normal form, and the entry that lists them. Raises
+        EgressRefusedError."""
         host, port = split_authority(authority)
         host = normal_host(host)
-        if not any(target.covers(host, port) for target in self.allowed):
-            raise EgressRefusedError(f"{_shown(host, port)}: not in the allow-list")
-        return host, port
+        for target in self.allowed:
+            if target.covers(host, port):
+                return host, port, target
+        raise EgressRefusedError(f"{_shown(host, port)}: not in the allow-list")
 
     def check_addresses(
         self, host: str, port: int, addresses: Sequence[Address], own: Iterable[Address]

@@ -10,13 +10,14 @@ import psutil
 import trio
 
 from wkhost.hooks.records import BOUNDS_S, CallRecord, CallRecords
-from wkhost.link.contract import AllPluginFigures, HookFigures, PluginFigures
+from wkhost.link.contract import AllPluginFigures, EgressFigures, HookFigures, PluginFigures
+from wkhost.plugin_host.egress_records import EgressRecord, EgressRecords
 from wkhost.plugin_host.observers import OBSERVING_HOOKS
 from wkhost.plugin_host.status import pid_of, state_of
 from wkhost.plugin_host.supervisor import Supervisor
 
 Observed = Mapping[str, Mapping[str, int]]
-"""Observing hook -> lag and skipped."""
+"""Observing hook -> lag, skipped and dropped."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ def usage(pid: int) -> Usage:
 async def all_figures(
     supervisors: Sequence[Supervisor],
     records: CallRecords,
+    egress: EgressRecords,
     observed: Mapping[str, Observed],
     layers: Mapping[str, dict[str, str]],
 ) -> AllPluginFigures:
@@ -62,6 +64,7 @@ async def all_figures(
             supervisor,
             used,
             records.of(supervisor.no),
+            _egress_figures(egress.find(supervisor.no)),
             observed.get(supervisor.no, {}),
             layers.get(supervisor.no, {}),
         )
@@ -78,6 +81,7 @@ def _figures(
     supervisor: Supervisor,
     used: Usage,
     records: Sequence[CallRecord],
+    egress: EgressFigures | None,
     observed: Observed,
     layers: dict[str, str],
 ) -> PluginFigures:
@@ -105,6 +109,20 @@ def _figures(
         log_lines_dropped=supervisor.ring.dropped,
         hooks=hooks,
         layers=layers,
+        egress=egress,
+    )
+
+
+def _egress_figures(record: EgressRecord | None) -> EgressFigures | None:
+    if record is None:
+        return None
+    return EgressFigures(
+        open=record.open,
+        accepted=dict(record.accepted),
+        refused=dict(record.refused),
+        ended=dict(record.ended),
+        sent_bytes=record.sent_bytes,
+        received_bytes=record.received_bytes,
     )
 
 
@@ -130,4 +148,5 @@ def _hook_figures(supervisor: Supervisor, record: CallRecord, observed: Observed
         queued=queued,
         lag=seen.get("lag"),
         skipped=seen.get("skipped", 0),
+        dropped=seen.get("dropped", 0),
     )

@@ -24,6 +24,7 @@ from wkhost.hooks.target import Answers
 from wkhost.plugin_host import calls, hung
 from wkhost.plugin_host.auditor import Auditor
 from wkhost.plugin_host.egress import EgressProxy
+from wkhost.plugin_host.egress_records import EgressRecords
 from wkhost.plugin_host.egress_rules import EgressRules, PrivateTarget
 from wkhost.plugin_host.fair import Brake, FairShare, Machine
 from wkhost.plugin_host.grpc import (
@@ -74,6 +75,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     egress_private: tuple[PrivateTarget, ...] = ()
     egress_on: bool = True
     """False: no plugin gets a way out, whatever its manifest allows."""
+    egress_records: EgressRecords = msgspec.field(default_factory=EgressRecords)
     machine: Machine = msgspec.field(default_factory=Machine)
 
 
@@ -326,6 +328,7 @@ class Generation:
             EgressRules(allowed, self._around.egress_private),
             may_connect=process.owns,
             denied=partial(self._around.auditor.deny, self._no, "egress_denied"),
+            record=self._around.egress_records.of(self._no),
         )
 
     def _methods(self) -> Methods:

@@ -246,6 +246,7 @@ class PluginHost:
                 await self._api.drop_values(no, space)
             self._api.forget(no)
             self.records.forget(no)
+            self._around.egress_records.forget(no)
             for hook in OBSERVING_HOOKS:
                 self._store.write(mutations.delete_cursor(cursor_name(no, hook)))
             return status.resting(msgspec.structs.replace(entry, enabled=False), "")
@@ -288,7 +289,8 @@ class PluginHost:
         active = [self._active[no] for no in sorted(self._active)]
         observed = {each.no: self._observation.statistics(each.no) for each in active}
         layers = {each.no: self._around.launcher.layers(each.manifest) for each in active}
-        return await figures.all_figures(active, self.records, observed, layers)
+        egress = self._around.egress_records
+        return await figures.all_figures(active, self.records, egress, observed, layers)
 
     def plugin_values(self, no: str, after: bytes) -> contract.PluginValues:
         """Return a page of a plugin's key-value store."""

@@ -94,10 +94,13 @@ class Observation:
         ]
 
     def statistics(self, no: str) -> dict[str, dict[str, int]]:
-        """Return, per observing hook of a plugin, how far it lags and what it skipped."""
+        """Return, per observing hook of a plugin, how far it lags, what it skipped and what was
+        dropped because it lagged too far."""
         running = self._of.get(no)
         observers = () if running is None else running[1]
-        return {o.hook: {"lag": o.lag, "skipped": o.skipped} for o in observers}
+        return {
+            o.hook: {"lag": o.lag, "skipped": o.skipped, "dropped": o.dropped} for o in observers
+        }
 
     def _observer(self, supervisor: Supervisor, hook: str, spec: HookSpec) -> Observer:
         proxy = supervisor.proxy

@@ -6,10 +6,15 @@ one batch is out at a time, so a new generation starts where the old one ended. 
 written without a sync of its own: after a crash it may lag, and messages come again. A batch that
 fails five times is halved, and a single message that fails five times is recorded and skipped. A
 plugin that is not running fails nothing: the observer waits.
+
+Where the operator bounds the lag, what lies beyond is dropped between two tries, oldest first: the
+cursor moves on, and a record says how many. A plugin that is always too slow drops with every
+batch, so the records sum up what was dropped in an interval.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -29,6 +34,7 @@ TRIES_OF_PART = 2
 """Tries of a part of a batch that has failed already."""
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 2.0
+DROPS_TOLD_EVERY_S = 10.0
 
 T = TypeVar("T")
 
@@ -81,6 +87,9 @@ class Observer:
         self._max_lag = max_lag
         self._dropped = dropped
         self._skipped = skipped
+        self._untold = 0
+        """Dropped messages that no record tells of yet."""
+        self._tell_drops_at = -math.inf
         self._grew = trio.Event()
         self._ending = False
         self.finished = trio.Event()
@@ -106,33 +115,51 @@ class Observer:
         """Observe for ever. `started` when the place to begin is fixed."""
         await self._with_store(self._find_start)
         task_status.started()
-        while not self._ending:
-            self._grew = trio.Event()
-            await self._with_store(self._drop_beyond_bound)
-            messages = await self._with_store(
-                lambda: self._store.read_log(self.position, BATCH_MESSAGES)
-            )
-            if not messages:
-                await self._grew.wait()
-                continue
-            for batch in _split_by_bytes(messages):
-                if self._ending:
-                    break
-                await self._pass(batch)
+        try:
+            while not self._ending:
+                self._grew = trio.Event()
+                await self._with_store(self._drop_beyond_bound)
+                await self._observe_some()
+        finally:
+            self._tell_drops()
         self.finished.set()
+
+    async def _observe_some(self) -> None:
+        """Give the plugin what comes next, or wait for the log to grow."""
+        messages = await self._with_store(
+            lambda: self._store.read_log(self.position, BATCH_MESSAGES)
+        )
+        if not messages:
+            with trio.move_on_at(self._tell_drops_at if self._untold else math.inf):
+                await self._grew.wait()
+            return
+        for batch in _split_by_bytes(messages):
+            if self._ending or not await self._pass(batch):
+                return
 
     def _drop_beyond_bound(self) -> None:
         """The operator's bound, not the plugin's pace, says how long messages wait for it."""
-        too_many = self.lag - self._max_lag
-        if not self._max_lag or too_many <= 0:
+        if self._is_beyond_bound():
+            too_many = self.lag - self._max_lag
+            position = self.position + too_many
+            self._store.write(mutations.put_cursor(self._cursor_name, position))
+            self.position = position
+            self.dropped += too_many
+            self._untold += too_many
+        if trio.current_time() >= self._tell_drops_at:
+            self._tell_drops()
+
+    def _is_beyond_bound(self) -> bool:
+        return self._max_lag > 0 and self.lag > self._max_lag
+
+    def _tell_drops(self) -> None:
+        count, self._untold = self._untold, 0
+        if not count:
             return
-        position = self.position + too_many
-        self._store.write(mutations.put_cursor(self._cursor_name, position))
-        self.position = position
-        self.dropped += too_many
-        text = f"{self.hook}: {too_many} messages were dropped, it lagged by more than "
+        self._tell_drops_at = trio.current_time() + DROPS_TOLD_EVERY_S
+        text = f"{self.hook}: {count} messages of the log were dropped, it lagged by more than "
         self._tell(f"{text}{self._max_lag}")
-        self._dropped(too_many)
+        self._dropped(count)
 
     def _find_start(self) -> None:
         position = self._store.cursor(self._cursor_name)
@@ -141,22 +168,29 @@ class Observer:
             self._store.write(mutations.put_cursor(self._cursor_name, position))
         self.position = position
 
-    async def _pass(self, batch: Sequence[Message]) -> None:
+    async def _pass(self, batch: Sequence[Message]) -> bool:
+        """Give the plugin what concerns it of `batch`, and move on. False: see `_deliver`."""
         matches = self._matches
         wanted = batch if matches is None else [m for m in batch if matches(m)]
-        if wanted:
-            await self._deliver(wanted, TRIES)
+        if wanted and not await self._deliver(wanted, TRIES):
+            return False
         position = batch[-1].log_pos
         await self._with_store(
             lambda: self._store.write(mutations.put_cursor(self._cursor_name, position))
         )
         self.position = position
+        return True
 
-    async def _deliver(self, messages: Sequence[Message], tries: int) -> None:
-        """Return when the plugin has seen all of `messages`, or they are given up one by one."""
+    async def _deliver(self, messages: Sequence[Message], tries: int) -> bool:
+        """Return when the plugin has seen all of `messages`, or they are given up one by one.
+
+        False: meanwhile it lags beyond the bound, and these may be among what is to be dropped.
+        """
         pause = FIRST_PAUSE_S
         for attempt in range(1, tries + 1):
             await self._proxy.wait_ready()
+            if self._is_beyond_bound():
+                return False
             try:
                 await self._hand_over(messages)
             except PluginError as error:
@@ -169,15 +203,17 @@ class Observer:
                     reason=str(error),
                 )
             else:
-                return
+                return True
             await trio.sleep(pause)
             pause = min(LONGEST_PAUSE_S, pause * 2)
         if len(messages) == 1:
             self._skip(messages[0])
-            return
+            return True
         middle = len(messages) // 2
         for part in (messages[:middle], messages[middle:]):
-            await self._deliver(part, TRIES if len(part) == 1 else TRIES_OF_PART)
+            if not await self._deliver(part, TRIES if len(part) == 1 else TRIES_OF_PART):
+                return False
+        return True
 
     def _skip(self, message: Message) -> None:
         self.skipped += 1

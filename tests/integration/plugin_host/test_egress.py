@@ -180,7 +180,7 @@ async def test_an_https_server_is_reached_and_its_certificate_is_the_plugins_bus
             await tls.send_all(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
             answer = b"".join([chunk async for chunk in tls])
         assert answer.endswith(b"hello")
-        assert it.proxy.outcomes["allowed"] == 1
+        assert sum(it.proxy.record.accepted.values()) == 1
         assert it.denied == []
 
 
@@ -199,7 +199,7 @@ async def test_a_name_that_is_not_listed_is_never_looked_up(tmp_path: Path) -> N
         assert looked_up == []
         assert await it.status(host="a.b.WILD.test.") == 200
         assert looked_up == ["a.b.wild.test"]
-        assert it.proxy.outcomes["not_listed"] == 5
+        assert it.proxy.record.refused["not_listed"] == 5
         assert all(text.startswith("not_listed: ") for text in it.denied)
 
 
@@ -229,7 +229,7 @@ async def test_a_name_with_an_address_inside_is_refused_and_nothing_is_dialled(
     ):
         assert await it.status() == 403
         assert far.connections == 0
-        assert it.proxy.outcomes["address_refused"] == 1
+        assert it.proxy.record.refused["address_refused"] == 1
 
 
 async def test_a_name_that_changes_its_address_between_check_and_use_gains_nothing(
@@ -305,7 +305,7 @@ async def test_a_process_that_is_not_the_plugins_is_closed_unheard(tmp_path: Pat
         stream = await it.open()
         with trio.fail_after(5):
             assert await _rest(stream) == b""
-        assert it.proxy.outcomes["wrong_peer"] == 1
+        assert it.proxy.record.refused["wrong_peer"] == 1
         assert f"process {os.getpid()}" in it.denied[0]
 
 
@@ -318,9 +318,9 @@ async def test_slow_heads_and_idle_tunnels_end(tmp_path: Path) -> None:
             tunnel = await it.open()
             await head(tunnel)
             assert await _rest(tunnel) == b""
-            await until(lambda: it.proxy.statistics()["open"] == 0)
-        assert it.proxy.outcomes["idle"] == 1
-        assert it.proxy.outcomes["broken"] == 1
+            await until(lambda: it.proxy.record.open == 0)
+        assert it.proxy.record.ended["idle"] == 1
+        assert it.proxy.record.ended["broken"] == 1
 
 
 async def test_a_far_end_that_does_not_read_ends_the_tunnel(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ async def test_a_far_end_that_does_not_read_ends_the_tunnel(tmp_path: Path) -> N
 
         with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
             await send_for_ever()
-        assert it.proxy.outcomes["idle"] == 1
+        assert it.proxy.record.ended["idle"] == 1
 
 
 async def _rest(stream: trio.SocketStream) -> bytes:
@@ -356,7 +356,7 @@ async def test_connections_are_bounded(tmp_path: Path) -> None:
             assert b"200" in await head(stream)
         assert await it.status() == 503
         await streams.pop().aclose()
-        await until(lambda: it.proxy.statistics()["open"] < 3)
+        await until(lambda: it.proxy.record.open < 3)
         assert await it.status() == 200
 
 
@@ -401,7 +401,7 @@ async def test_names_that_do_not_exist_and_ports_that_are_closed_are_told(tmp_pa
     (tmp_path / "e").unlink()
     async with proxy_to(tmp_path, closed, resolver=unknown) as it:
         assert await it.status() == 502
-        assert it.proxy.outcomes["unresolved"] == 1
+        assert it.proxy.record.refused["unresolved"] == 1
 
 
 async def test_bytes_pass_unchanged_both_ways_and_ends_are_passed_on(tmp_path: Path) -> None:
@@ -420,6 +420,20 @@ async def test_bytes_pass_unchanged_both_ways_and_ends_are_passed_on(tmp_path: P
                 nursery.start_soon(send)
                 got += await _rest(tunnel)
         assert got == b"early" + data
+        assert it.proxy.record.sent_bytes == it.proxy.record.received_bytes == len(got)
+
+
+async def test_counts_name_entries_of_the_list_and_never_what_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with far_server(echo) as far, proxy_to(tmp_path, far.port) as it:
+        for host in ("a.wild.test", "b.wild.test"):
+            assert await it.status(host=host) == 200
+        assert await it.status(host="leak.evil.test") == 403
+        record = it.proxy.record
+        assert record.accepted == {f"*.wild.test:{far.port}": 2}
+        assert {reason: n for reason, n in record.refused.items() if n} == {"not_listed": 1}
+        await until(lambda: record.open == 2)
 
 
 CALLER = """
@@ -467,6 +481,15 @@ async def test_a_contained_plugin_reaches_what_is_listed_and_nothing_else(tmp_pa
         for text in texts[1:]:
             assert "403" in text
         assert far.connections == 1
+        (figures,) = (await it.host.figures()).plugins
+        assert figures.egress is not None
+        assert figures.egress.accepted == {f"127.0.0.1:{far.port}": 1}
+        assert figures.egress.refused["not_listed"] == 3
+        assert figures.egress.received_bytes > len(pem.read_bytes()) // 2 > 0
+        before = figures.egress
+        await it.host.reload("caller")
+        (figures,) = (await it.host.figures()).plugins
+        assert figures.egress == before, "counted over generations"
     records = it.host.auditor.log.read()
     denied = [r["details"] for r in records if r["action"] == "egress_denied"]
     assert {each["what"].split(":")[1].strip() for each in denied} == {

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from wkhost.hooks.records import BOUNDS_S
 from wkhost.hooks.verdict import Outcome
+from wkhost.link.contract import EgressFigures, PluginFigures
 from wkhost.metrics import page
 from wkhost.metrics.definitions import (
     CALL_BOUNDS_S,
@@ -19,6 +20,7 @@ from wkhost.metrics.definitions import (
     STORE_BOUNDS_S,
 )
 from wkhost.metrics.render import render
+from wkhost.node_metrics import plugin_numbers
 from wkhost.store.statistics import BUCKETS_S
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +61,22 @@ def test_histograms_are_cumulative_with_count_and_sum() -> None:
     assert [bucket(le) for le in ("0.0001", "0.00025", "0.001", "2.0", "+Inf")] == [0, 2, 3, 3, 7]
     assert found[f"{name}_count{labels}"] == 7
     assert found[f"{name}_sum{labels}"] == 12.5
+
+
+def test_the_way_out_of_a_plugin_is_told_by_plugin_entry_and_reason() -> None:
+    egress = EgressFigures(2, {"*.a.test:443": 5}, {"not_listed": 3}, {"idle": 1}, 10, 20)
+    plugin = PluginFigures("p", "1", "running", 1, 1, 0, 0, 0.0, 0, 0, [], egress=egress)
+    numbers: dict[str, list[tuple[list[str], float]]] = {}
+    for name, labels, value in plugin_numbers(plugin, {"held": {}, "late_verdicts": {}}):
+        numbers.setdefault(name, []).append((labels, value))
+    found = samples(render(numbers, {}))
+    name = "wukongim_plugin_egress_"
+    assert found[name + "connections[('plugin', 'p')]"] == 2
+    assert found[name + "accepted_total[('plugin', 'p'), ('target', '*.a.test:443')]"] == 5
+    assert found[name + "refused_total[('plugin', 'p'), ('reason', 'not_listed')]"] == 3
+    assert found[name + "ended_total[('plugin', 'p'), ('reason', 'idle')]"] == 1
+    assert found[name + "bytes_total[('direction', 'sent'), ('plugin', 'p')]"] == 10
+    assert found[name + "bytes_total[('direction', 'received'), ('plugin', 'p')]"] == 20
 
 
 def test_a_label_value_cannot_leave_its_quotes() -> None:
