@@ -102,48 +102,64 @@ class HostApi:
         calls = _Calls(self, session)
         payload = session.identity.max_payload_bytes + _SMALL_BYTES
         value = MAX_VALUE_BYTES + _SMALL_BYTES
-        table: list[tuple[str, type[Any], Callable[[Any], Awaitable[WireMessage]], int]] = [
+        at_once: list[tuple[str, type[Any], Callable[[Any], WireMessage]]] = [
+            ("GetMessages", host_pb2.GetMessagesRequest, calls.get_messages),
+            ("ListMessages", host_pb2.ListMessagesRequest, calls.list_messages),
+            ("GetUser", host_pb2.GetUserRequest, calls.get_user),
+            ("KvGet", host_pb2.KvGetRequest, calls.kv_get),
+            ("KvScan", host_pb2.KvScanRequest, calls.kv_scan),
+        ]
+        awaited: list[tuple[str, type[Any], Callable[[Any], Awaitable[WireMessage]], int]] = [
             ("SendMessage", host_pb2.SendMessageRequest, calls.send_message, payload),
-            ("GetMessages", host_pb2.GetMessagesRequest, calls.get_messages, _SMALL_BYTES),
-            ("ListMessages", host_pb2.ListMessagesRequest, calls.list_messages, _SMALL_BYTES),
             ("GetChannel", host_pb2.GetChannelRequest, calls.get_channel, _SMALL_BYTES),
-            ("GetUser", host_pb2.GetUserRequest, calls.get_user, _SMALL_BYTES),
-            ("KvGet", host_pb2.KvGetRequest, calls.kv_get, _SMALL_BYTES),
             ("KvPut", host_pb2.KvPutRequest, calls.kv_put, value),
             ("KvDelete", host_pb2.KvDeleteRequest, calls.kv_delete, _SMALL_BYTES),
-            ("KvScan", host_pb2.KvScanRequest, calls.kv_scan, _SMALL_BYTES),
         ]
-        return {
-            SERVICE + name: UnaryMethod(self._serve(session, request, method), limit)
-            for name, request, method, limit in table
+        methods = {
+            SERVICE + name: UnaryMethod(self._serve(session, request, method), _SMALL_BYTES)
+            for name, request, method in at_once
         }
+        for name, request, method, limit in awaited:
+            serve = self._serve_awaited(session, request, method)
+            methods[SERVICE + name] = UnaryMethod(serve, limit)
+        return methods
 
     def _serve(
+        self, session: Session, request_type: type[Any], method: Callable[[Any], WireMessage]
+    ) -> Callable[[bytes, CallInfo], bytes]:
+        def serve(data: bytes, call: CallInfo) -> bytes:
+            request = _read_request(session, request_type, data)
+            try:
+                return method(request).SerializeToString()
+            except StoreError as error:
+                raise _unavailable(error) from error
+            except GrpcError as error:
+                self._note(session, error)
+                raise
+
+        return serve
+
+    def _serve_awaited(
         self,
         session: Session,
         request_type: type[Any],
         method: Callable[[Any], Awaitable[WireMessage]],
     ) -> Callable[[bytes, CallInfo], Awaitable[bytes]]:
         async def serve(data: bytes, call: CallInfo) -> bytes:
-            if not session.welcomed:
-                raise GrpcError(StatusCode.FAILED_PRECONDITION, "expected Hooks.Connect first")
-            if session.failure:
-                raise GrpcError(StatusCode.UNAVAILABLE, "this generation is over")
-            try:
-                request = request_type.FromString(data)
-            except DecodeError as error:
-                raise GrpcError(StatusCode.INVALID_ARGUMENT, "request: not decodable") from error
+            request = _read_request(session, request_type, data)
             try:
                 return (await method(request)).SerializeToString()
             except StoreError as error:
-                text = f"the store cannot answer: {error}"
-                raise GrpcError(StatusCode.UNAVAILABLE, text) from error
+                raise _unavailable(error) from error
             except GrpcError as error:
-                if error.code == StatusCode.PERMISSION_DENIED:
-                    self._denied(session.no, "grant_denied", error.message)
+                self._note(session, error)
                 raise
 
         return serve
+
+    def _note(self, session: Session, error: GrpcError) -> None:
+        if error.code == StatusCode.PERMISSION_DENIED:
+            self._denied(session.no, "grant_denied", error.message)
 
     @property
     def store(self) -> Store:
@@ -255,9 +271,7 @@ class _Calls:
             client_msg_no=sent.client_msg_no,
         )
 
-    async def get_messages(
-        self, request: host_pb2.GetMessagesRequest
-    ) -> host_pb2.GetMessagesResponse:
+    def get_messages(self, request: host_pb2.GetMessagesRequest) -> host_pb2.GetMessagesResponse:
         if len(request.message_ids) > MAX_IDS:
             raise _invalid("message_ids", f"at most {MAX_IDS}", f"{len(request.message_ids)}")
         self._grants.need_any_read()
@@ -278,9 +292,7 @@ class _Calls:
             codec.fill_message(answer.messages.add(), message, payload=True)
         return answer
 
-    async def list_messages(
-        self, request: host_pb2.ListMessagesRequest
-    ) -> host_pb2.ListMessagesResponse:
+    def list_messages(self, request: host_pb2.ListMessagesRequest) -> host_pb2.ListMessagesResponse:
         _check_text("channel_id", request.channel_id)
         _check_channel_type(request.channel_type)
         if request.limit > MAX_LIST:
@@ -327,7 +339,7 @@ class _Calls:
             answer.allow_stranger = info.allow_stranger
         return answer
 
-    async def get_user(self, request: host_pb2.GetUserRequest) -> host_pb2.GetUserResponse:
+    def get_user(self, request: host_pb2.GetUserRequest) -> host_pb2.GetUserResponse:
         _check_text("uid", request.uid)
         self._grants.need("users_read")
         answer = host_pb2.GetUserResponse(
@@ -344,7 +356,7 @@ class _Calls:
 
     # --- key-value store ------------------------------------------------------------------------
 
-    async def kv_get(self, request: host_pb2.KvGetRequest) -> host_pb2.KvGetResponse:
+    def kv_get(self, request: host_pb2.KvGetRequest) -> host_pb2.KvGetResponse:
         self._grants.need("kv_bytes")
         found = self._values.get(request.key)
         if found is None:
@@ -372,13 +384,28 @@ class _Calls:
         )
         return host_pb2.KvDeleteResponse(deleted=deleted)
 
-    async def kv_scan(self, request: host_pb2.KvScanRequest) -> host_pb2.KvScanResponse:
+    def kv_scan(self, request: host_pb2.KvScanRequest) -> host_pb2.KvScanResponse:
         self._grants.need("kv_bytes")
         entries, more = self._values.scan(request.prefix, request.after, request.limit)
         answer = host_pb2.KvScanResponse(more=more)
         for entry in entries:
             answer.entries.add(key=entry.key, value=entry.value, version=entry.version)
         return answer
+
+
+def _read_request(session: Session, request_type: type[Any], data: bytes) -> Any:
+    if not session.welcomed:
+        raise GrpcError(StatusCode.FAILED_PRECONDITION, "expected Hooks.Connect first")
+    if session.failure:
+        raise GrpcError(StatusCode.UNAVAILABLE, "this generation is over")
+    try:
+        return request_type.FromString(data)
+    except DecodeError as error:
+        raise GrpcError(StatusCode.INVALID_ARGUMENT, "request: not decodable") from error
+
+
+def _unavailable(error: StoreError) -> GrpcError:
+    return GrpcError(StatusCode.UNAVAILABLE, f"the store cannot answer: {error}")
 
 
 def _fit(found: list[Message], limit: int, *, newest_first: bool) -> tuple[list[Message], bool]:

@@ -73,7 +73,9 @@ class KeyValues:
             raise _invalid(f"value: expected at most {MAX_VALUE_BYTES} bytes, got {len(value)}")
         if ttl_ms > 2**48:
             raise _invalid("ttl_ms: expected at most 2^48")
-        used = await self._count()
+        used = self._used
+        if used is None:
+            used = await self._count()
         before = self._find(name)
         added = _size(name, value) - (0 if before is None else _size(name, before.value))
         if added > 0 and used + added > quota:
@@ -202,7 +204,7 @@ class KeyValues:
         return self._store.plugin_value(self._no, name, _now_ms())
 
     async def _count(self) -> int:
-        """Return the bytes in use, counting the rows where that is not known (any more)."""
+        """Return the bytes in use, counting the rows once for all that wait for it."""
         async with self._counting:
             if self._used is not None:
                 return self._used

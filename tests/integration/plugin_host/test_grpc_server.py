@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -19,12 +20,13 @@ from wkhost.plugin_host.grpc import (
     CallInfo,
     GrpcConnection,
     GrpcError,
+    Limits,
     Metadata,
     Methods,
     StatusCode,
     UnaryMethod,
 )
-from wkhost.plugin_host.grpc.frames import WINDOW_UPDATE
+from wkhost.plugin_host.grpc.frames import RST_STREAM, WINDOW_UPDATE
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -80,7 +82,7 @@ class CountingSocket(socket.socket):
 
 
 class Served:
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, limits: Limits | None) -> None:
         ours, theirs = socket.socketpair()
         self.socket = CountingSocket(fileno=ours.detach())
         self.handler = Recorder()
@@ -89,8 +91,13 @@ class Served:
             "/t.T/B": BidiMethod(lambda: self.handler),
             "/t.T/Sleep": UnaryMethod(self._sleep),
             "/t.T/Bug": UnaryMethod(self._bug),
+            "/t.T/Wait": UnaryMethod(self._wait),
+            "/t.T/Work": UnaryMethod(self._work),
         }
-        self.connection = GrpcConnection(self.socket, methods)
+        self.gate = trio.Event()
+        self.arrived = 0
+        self.worked = 0
+        self.connection = GrpcConnection(self.socket, methods, limits=limits)
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
         self.peer = RawPeer()
         self.over = trio.Event()
@@ -109,6 +116,19 @@ class Served:
     async def _bug(self, request: bytes, call: CallInfo) -> bytes:
         raise RuntimeError("a secret of the handler")
 
+    async def _wait(self, request: bytes, call: CallInfo) -> bytes:
+        self.arrived += 1
+        await self.gate.wait()
+        return request
+
+    def _work(self, request: bytes, call: CallInfo) -> bytes:
+        """Half a millisecond of the loop, as a page of messages takes."""
+        until = time.perf_counter() + 0.0005
+        while time.perf_counter() < until:
+            pass
+        self.worked += 1
+        return b""
+
     async def say(self, data: bytes) -> None:
         await self.stream.send_all(data)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -120,10 +140,10 @@ class Served:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Served]:
+async def serving(limits: Limits | None = None) -> AsyncIterator[Served]:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            served = Served(nursery)
+            served = Served(nursery, limits)
             async with served.stream:
                 await served.say(RawPeer.START)
                 yield served
@@ -215,6 +235,43 @@ async def test_answers_of_one_turn_share_a_write() -> None:
         served.socket.sent = 0
         await served.say(served.peer.body(1, message(b"something") * 30, end=False))
         assert served.socket.sent == 1
+
+
+async def test_calls_that_end_together_share_a_write() -> None:
+    """As those do that waited for the same fsync."""
+    async with serving() as served:
+        await served.say(
+            b"".join(served.peer.call(n, "/t.T/Wait", b"put") for n in range(1, 129, 2))
+        )
+        assert served.arrived == 64
+        served.socket.sent = 0
+        served.gate.set()
+        assert [await served.status_of(n) for n in range(1, 129, 2)] == ["0"] * 64
+        assert served.socket.sent <= 8
+
+
+async def test_calls_leave_turns_to_everybody_else() -> None:
+    async with serving() as served:
+        calls = [served.peer.call(n, "/t.T/Work", b"") for n in range(1, 129, 2)]
+        await served.stream.send_all(b"".join(calls))
+        portions = []
+        while served.worked < 64:
+            before = served.worked
+            await trio.lowlevel.checkpoint()
+            portions.append(served.worked - before)
+        # A millisecond and the call that was begun; two slices may lie between two of our turns.
+        assert max(portions) <= 6
+        assert await served.status_of(127) == "0"
+
+
+async def test_call_that_the_peer_gave_up_while_it_waited_never_runs() -> None:
+    limits = Limits(calls_burst=1, calls_per_s=1.0)
+    async with serving(limits) as served:
+        cancel = (8).to_bytes(4, "big")
+        calls = [served.peer.call(n, "/t.T/Work", b"") for n in (1, 3, 5)]
+        await served.say(b"".join(calls) + frame(RST_STREAM, 0, 3, cancel))
+        assert await served.status_of(5) == "0"
+        assert served.worked == 2
 
 
 async def test_send_after_the_end_is_ignored() -> None:

@@ -32,6 +32,7 @@ from wkhost.plugin_host.grpc.frames import (
     FLAG_ACK,
     FLAG_PADDED,
     GOAWAY,
+    HEADERS,
     PING,
     RST_STREAM,
     SETTINGS,
@@ -330,3 +331,77 @@ def test_error_is_raised_once_and_names_the_fault() -> None:
     pair.flush()
     assert pair.peer.frames[-1][0] == GOAWAY
     assert pair.wire.receive(frame(PING, 0, 0, bytes(8)), 0.0) == []
+
+
+def test_known_header_blocks_mean_the_same_until_the_table_changes() -> None:
+    """The first call fills the table, the next ones only point into it, and then it moves."""
+    pair = Pair()
+    seen = []
+    extras = [(("x-n", "1"),), (("x-n", "1"),), (("x-n", "1"),), (("x-other", "2"),)]
+    for number, extra in enumerate([*extras, *extras, *extras]):
+        stream_id = 2 * number + 1
+        head = pair.peer.headers(stream_id, "/t.T/U", extra=extra)
+        event = pair.send(head + pair.peer.body(stream_id, message(b"hi")), now=number)[-1]
+        assert isinstance(event, UnaryRequest)
+        assert event.stream_id == stream_id
+        seen.append(event.metadata)
+        pair.wire.reply(stream_id, b"")
+    assert seen == [*extras, *extras, *extras]
+
+
+def test_deadline_of_a_known_header_block_counts_from_its_own_arrival() -> None:
+    pair = Pair()
+    for number in range(4):
+        stream_id = 2 * number + 1
+        head = pair.peer.headers(stream_id, "/t.T/U", extra=(("grpc-timeout", "1S"),))
+        (event,) = pair.send(head + pair.peer.body(stream_id, message(b"hi")), now=10.0 * number)
+        assert isinstance(event, UnaryRequest)
+        assert event.deadline == 10.0 * number + 1
+
+
+@pytest.mark.parametrize("stream_id", [1, 3, 4, 0])
+def test_known_header_block_opens_no_stream_that_may_not_be(stream_id: int) -> None:
+    pair = Pair()
+    for used in (1, 3):
+        block = pair.peer.headers(used, "/t.T/U")[9:]
+        pair.send(frame(HEADERS, 4, used, block) + pair.peer.body(used, message(b"hi")))
+    with pytest.raises(RemoteProtocolError):
+        pair.send(frame(HEADERS, 4, stream_id, block))
+
+
+@pytest.mark.parametrize("kind", [DATA, RST_STREAM, WINDOW_UPDATE])
+@pytest.mark.parametrize("stream_id", [2, 7])
+def test_frame_of_a_stream_that_was_never_opened_ends_the_connection(
+    kind: int, stream_id: int
+) -> None:
+    pair = Pair()
+    pair.send(pair.peer.call(1, "/t.T/U", b"hi"))
+    with pytest.raises(RemoteProtocolError, match="never opened"):
+        pair.send(frame(kind, 0, stream_id, (8).to_bytes(4, "big")))
+
+
+def test_what_comes_late_for_a_call_that_ended_does_no_harm_and_keeps_the_window() -> None:
+    pair = Pair()
+    pair.send(pair.peer.headers(1, "/t.T/B"))
+    pair.wire.finish(1)
+    pair.flush()
+    for _ in range(2000):  # 32 MB, more than the window of the connection
+        assert pair.send(frame(DATA, 0, 1, bytes(16_000))) == []
+    assert pair.send(frame(RST_STREAM, 0, 1, (8).to_bytes(4, "big"))) == []
+    assert len(pair.send(pair.peer.call(3, "/t.T/U", b"hi"))) == 1
+
+
+def test_data_after_the_end_of_a_running_call_ends_the_connection() -> None:
+    pair = Pair()
+    pair.send(pair.peer.call(1, "/t.T/U", b"hi"))
+    with pytest.raises(RemoteProtocolError, match="after the end"):
+        pair.send(frame(DATA, 0, 1, message(b"more")))
+
+
+def test_long_status_message_arrives_whole() -> None:
+    pair = Pair()
+    pair.send(pair.peer.call(1, "/t.T/U", b"hi"))
+    pair.wire.finish(1, StatusCode.ABORTED, "\u00e9" * 500)
+    pair.flush()
+    assert pair.peer.status == {1: "10"}
+    assert pair.peer.frames[-1][3].count(b"%C3%A9") == 500

@@ -26,6 +26,10 @@ def window_frame(stream_id: int, increment: int) -> bytes:
     return FRAME_HEADER.pack(0, 4, WINDOW_UPDATE, 0, stream_id) + increment.to_bytes(4, "big")
 
 
+def reset_frame(stream_id: int, code: int) -> bytes:
+    return FRAME_HEADER.pack(0, 4, RST_STREAM, 0, stream_id) + code.to_bytes(4, "big")
+
+
 def ping_ack_frame(payload: bytes) -> bytes:
     return FRAME_HEADER.pack(0, 8, PING, FLAG_ACK, 0) + payload
 

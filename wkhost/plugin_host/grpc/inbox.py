@@ -71,7 +71,17 @@ class Inbox:
         """What the call held is consumed: reopen the connection's window."""
         held, stream.held = stream.held, 0
         self._held -= held
-        self._uncredited += held
+        self._credit(held)
+
+    def discard(self, size: int) -> None:
+        """The body of a DATA frame came too late for its call."""
+        self._window -= size
+        if self._window < 0:
+            raise RemoteProtocolError("DATA beyond the flow control window")
+        self._credit(size)
+
+    def _credit(self, size: int) -> None:
+        self._uncredited += size
         if self._uncredited >= self._limits.connection_window // 12:
             self._window += self._uncredited
             self._output += window_frame(0, self._uncredited)

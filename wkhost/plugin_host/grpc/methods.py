@@ -97,7 +97,8 @@ class StreamHandler(Protocol):
         """The call is over; nothing is called after this. None: it ended by `finish` with OK."""
 
 
-UnaryHandler = Callable[[bytes, CallInfo], Awaitable[bytes]]
+UnaryHandler = Callable[[bytes, CallInfo], bytes | Awaitable[bytes]]
+"""Returns the answer, or what to await for it where that takes more than this turn."""
 
 
 class UnaryMethod(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 No task per message: the reader task takes what the socket has, runs the callbacks and writes
 all answers with one `send`. A send from elsewhere (a stage with the next batch) writes at once.
-A second task waits only while the socket is full. Unary calls are tasks, bounded in number.
+A second task waits only while the socket is full; a third serves the unary calls (calls.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from wkhost.errors import RemoteProtocolError
-from wkhost.plugin_host.grpc.budget import Pace
+from wkhost.plugin_host.grpc.calls import UnaryCalls
 from wkhost.plugin_host.grpc.events import (
     CallClosed,
     CallOpened,
@@ -25,12 +25,7 @@ from wkhost.plugin_host.grpc.events import (
     MessageReceived,
     UnaryRequest,
 )
-from wkhost.plugin_host.grpc.methods import (
-    CallInfo,
-    Limits,
-    Methods,
-    StreamHandler,
-)
+from wkhost.plugin_host.grpc.methods import Limits, Methods, StreamHandler
 from wkhost.plugin_host.grpc.status import GrpcError, StatusCode
 from wkhost.plugin_host.grpc.wire import ServerWire
 
@@ -80,9 +75,7 @@ class GrpcConnection:
         sock.setblocking(False)
         self._sock = sock
         self._bidi: dict[int, _Call] = {}
-        self._unary: dict[int, trio.CancelScope] = {}
-        self._slots = trio.CapacityLimiter(self.limits.max_concurrent_calls)
-        self._pace = Pace(self.limits.calls_burst, self.limits.calls_per_s)
+        self._calls = UnaryCalls(self.limits, self.wire.reply, self._failed, self.flush)
         self._in_turn = False
         self._broken = False
         self._draining = False
@@ -97,6 +90,7 @@ class GrpcConnection:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_when_ready)
+                nursery.start_soon(self._calls.run)
                 self.flush()
                 task_status.started()
                 error = await self._read(nursery)
@@ -163,7 +157,7 @@ class GrpcConnection:
             if call is not None:
                 self._guard(event.stream_id, call.handler.message, event.data)
         elif type(event) is UnaryRequest:
-            nursery.start_soon(self._serve_unary, event)
+            self._calls.add(event)
         elif type(event) is CallOpened:
             self._open(event, nursery)
         elif type(event) is CallClosed:
@@ -187,11 +181,9 @@ class GrpcConnection:
         self._guard(stream_id, handler.opened, call, event.metadata)
 
     def _ended(self, event: CallClosed) -> None:
-        scope = self._unary.get(event.stream_id)
-        if scope is not None:
-            scope.cancel()
         call = self._bidi.pop(event.stream_id, None)
         if call is None:
+            self._calls.over(event.stream_id)
             return
         if call.deadline is not None:
             call.deadline.cancel()
@@ -218,28 +210,6 @@ class GrpcConnection:
         else:
             log.error("grpc_handler_failed", exc_info=error)
             self.wire.finish(stream_id, StatusCode.INTERNAL, "the handler failed")
-        self.flush()
-
-    async def _serve_unary(self, request: UnaryRequest) -> None:
-        stream_id = request.stream_id
-        info = CallInfo(request.path, request.metadata, request.deadline)
-        deadline = float("inf") if request.deadline is None else request.deadline
-        with trio.CancelScope(deadline=deadline) as scope:
-            self._unary[stream_id] = scope
-            try:
-                async with self._slots:
-                    wait_s = self._pace.take(trio.current_time())
-                    if wait_s:
-                        await trio.sleep(wait_s)
-                    reply = await request.method.handler(request.data, info)
-                self.wire.reply(stream_id, reply)
-            except Exception as error:  # noqa: BLE001 - the border of one plugin call
-                self._failed(stream_id, error)
-            finally:
-                del self._unary[stream_id]
-        if scope.cancelled_caught:
-            # Unknown to the wire, and so ignored, where the peer cancelled.
-            self.wire.finish(stream_id, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
         self.flush()
 
     async def _watch_deadline(self, call: _Call, deadline: float) -> None:

@@ -33,10 +33,10 @@ class Stream:
         "uncredited",
     )
 
-    def __init__(self, stream_id: int, path: str, method: Method | None, window: int) -> None:
+    def __init__(self, stream_id: int, window: int) -> None:
         self.id = stream_id
-        self.path = path
-        self.method = method
+        self.path = ""
+        self.method: Method | None = None
         self.metadata: Metadata = ()
         self.deadline: float | None = None
         # Receiving: a partial message, the bytes it needs, bytes not yet given back.

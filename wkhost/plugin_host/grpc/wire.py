@@ -1,25 +1,19 @@
 """The gRPC wire, server side, sans-IO: bytes in, events out, bytes to send.
 
-h2 keeps the stream states, the header compression and the settings. Frames are split
-before h2 sees them (reader.py), for two reasons. A hostile peer is stopped before anything is
-buffered or decoded. And DATA, WINDOW_UPDATE and PING, the frames of every batch, are handled
-here (outbox.py, inbox.py) at a fifth of the cost; h2 learns of a request's end by an empty DATA.
+h2 decompresses and checks request headers and keeps the settings. Frames are split before h2
+sees them (reader.py), for two reasons. A hostile peer is stopped before anything is buffered or
+decoded. And all else, the frames of every batch and every call, is handled here (outbox.py,
+inbox.py) at a fifth of the cost. Nor does h2 see a header block twice: one that only points into
+the table of headers means what it meant before, as long as no other kind of block has come since.
 
 Source: RFC 9113 (frames, flow control, errors), gRPC over HTTP/2 (requests, responses).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from h2.errors import ErrorCodes
 from h2.events import Event as H2Event
-from h2.events import (
-    RemoteSettingsChanged,
-    RequestReceived,
-    StreamEnded,
-    StreamReset,
-)
+from h2.events import RemoteSettingsChanged, RequestReceived, StreamEnded
 from h2.exceptions import H2Error
 from hpack.exceptions import HPACKError
 
@@ -34,10 +28,9 @@ from wkhost.plugin_host.grpc.events import (
 )
 from wkhost.plugin_host.grpc.frames import (
     CONTINUATION,
-    DATA,
     FLAG_ACK,
+    FLAG_END_HEADERS,
     FLAG_END_STREAM,
-    FRAME_HEADER,
     HEADERS,
     PING,
     PUSH_PROMISE,
@@ -47,23 +40,21 @@ from wkhost.plugin_host.grpc.frames import (
     goaway_frame,
     ping_ack_frame,
     preamble,
+    reset_frame,
 )
-from wkhost.plugin_host.grpc.h2state import MAX_HEADER_TABLE, start_h2
+from wkhost.plugin_host.grpc.h2state import start_h2
+from wkhost.plugin_host.grpc.headers import RESPONSE, headers_frame, trailers, trailers_only
 from wkhost.plugin_host.grpc.inbox import Inbox
 from wkhost.plugin_host.grpc.methods import BidiMethod, Limits, Methods, UnaryMethod
 from wkhost.plugin_host.grpc.outbox import Outbox
 from wkhost.plugin_host.grpc.reader import FrameReader
-from wkhost.plugin_host.grpc.request import Rejected, check_request
-from wkhost.plugin_host.grpc.status import GrpcError, StatusCode, encode_message
+from wkhost.plugin_host.grpc.request import Rejected, Request, check_request
+from wkhost.plugin_host.grpc.status import GrpcError, StatusCode
 from wkhost.plugin_host.grpc.stream import Stream
 
 _LATE_SMALL = 1024
-_FOR_H2 = (HEADERS, CONTINUATION, RST_STREAM, SETTINGS)
-_RESPONSE_HEADERS = (
-    (b":status", b"200"),
-    (b"content-type", b"application/grpc"),
-    (b"grpc-accept-encoding", b"identity"),
-)
+_MAX_KNOWN = 64
+"""Header blocks whose meaning is kept; a plugin has about as many as methods."""
 
 
 class ServerWire:
@@ -74,6 +65,7 @@ class ServerWire:
         self._limits = limits = limits or Limits()
         self._methods = methods
         self._h2 = start_h2(limits)
+        self._known: dict[bytes, Request] = {}
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
         self._outbox = Outbox(limits.max_output, self._drained)
@@ -148,7 +140,8 @@ class ServerWire:
         if stream is None or stream.final is not None or self.closed:
             return
         if not stream.headers_sent:
-            self._send_headers(stream, _RESPONSE_HEADERS, end=False)
+            stream.headers_sent = True
+            self._outbox.output += headers_frame(stream_id, RESPONSE, end=False)
         self._reader.count_message(len(data))
         self._outbox.message(stream, data)
 
@@ -197,8 +190,16 @@ class ServerWire:
                 raise RemoteProtocolError("PING must carry 8 bytes on stream 0")
             if not flags & FLAG_ACK:
                 self._outbox.output += ping_ack_frame(frame[9:])
-        elif kind in _FOR_H2:
-            self._feed_h2(frame)
+        elif kind in (HEADERS, CONTINUATION):
+            self._headers(frame, kind, flags, stream_id)
+        elif kind == RST_STREAM:
+            self._reset_by_peer(frame, stream_id)
+        elif kind == SETTINGS:
+            for event in self._feed_h2(frame):
+                if isinstance(event, RemoteSettingsChanged):
+                    settings = self._h2.remote_settings
+                    window, size = settings.initial_window_size, settings.max_frame_size
+                    self._outbox.peer_settings(window, size, list(self._streams.values()))
         elif kind == PUSH_PROMISE:
             raise RemoteProtocolError("a client must not push")
         # PRIORITY and unknown kinds are ignored. So is GOAWAY: a peer that will open no more
@@ -216,52 +217,79 @@ class ServerWire:
         if increment == 0:
             raise RemoteProtocolError("WINDOW_UPDATE with an increment of 0")
         if not self._outbox.open_window(stream, increment) and stream is not None:
-            self._reset(stream, ErrorCodes.FLOW_CONTROL_ERROR)
+            self._reset(stream.id, ErrorCodes.FLOW_CONTROL_ERROR)
             self._over(stream, GrpcError(StatusCode.INTERNAL, "flow control window overflow"))
 
-    # --- h2's frames ---
+    def _reset_by_peer(self, frame: bytes, stream_id: int) -> None:
+        if len(frame) != 13:
+            raise RemoteProtocolError("RST_STREAM must carry 4 bytes")
+        self._check_opened("RST_STREAM", stream_id)
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._over(stream, GrpcError(StatusCode.CANCELLED, "cancelled by the peer"))
 
-    def _feed_h2(self, frame: bytes) -> None:
+    def _check_opened(self, what: str, stream_id: int) -> None:
+        if not stream_id & 1 or stream_id > self._last_stream:
+            raise RemoteProtocolError(f"{what} on a stream that was never opened")
+
+    # --- requests ---
+
+    def _feed_h2(self, frame: bytes) -> list[H2Event]:
         events = self._h2.receive_data(frame)
         self._flush_h2()
-        for event in events:
-            self._h2_event(event)
+        return events
 
     def _flush_h2(self) -> None:
         self._outbox.output += self._h2.data_to_send()
 
-    def _h2_event(self, event: H2Event) -> None:
-        if isinstance(event, RequestReceived):
-            self._request(event)
-        elif isinstance(event, StreamEnded):
-            stream = self._streams.get(event.stream_id)
-            if stream is not None:
-                self._remote_end(stream)
-        elif isinstance(event, StreamReset):
-            stream = self._streams.get(event.stream_id)
-            if stream is not None:
-                self._over(stream, GrpcError(StatusCode.CANCELLED, "cancelled by the peer"))
-        elif isinstance(event, RemoteSettingsChanged):
-            settings = self._h2.remote_settings
-            self._h2.encoder.header_table_size = min(settings.header_table_size, MAX_HEADER_TABLE)
-            window, frame = settings.initial_window_size, settings.max_frame_size
-            self._outbox.peer_settings(window, frame, list(self._streams.values()))
-
-    def _request(self, event: RequestReceived) -> None:
-        stream_id = event.stream_id
-        self._last_stream = stream_id
-        stream = Stream(stream_id, "", None, self._outbox.initial_window)
-        stream.receive_window = self._limits.stream_window
-        if self._draining or len(self._streams) >= self._limits.max_streams:
-            self._reset(stream, ErrorCodes.REFUSED_STREAM)
+    def _headers(self, frame: bytes, kind: int, flags: int, stream_id: int) -> None:
+        h2 = self._h2
+        block = frame[9:] if kind == HEADERS and flags == FLAG_END_HEADERS else b""
+        request = self._known.get(block)
+        if request is not None and stream_id & 1 and stream_id > self._last_stream:
+            h2.highest_inbound_stream_id = stream_id
+            self._open(stream_id, request)
             return
-        self._streams[stream_id] = stream
+        if not block or min(block) < 128:
+            # It may have changed the table that the known ones point into.
+            self._known.clear()
+            block = b""
+        for event in self._feed_h2(frame):
+            if isinstance(event, RequestReceived):
+                self._request(event, block)
+            elif isinstance(event, StreamEnded):
+                stream = self._streams.get(event.stream_id)
+                if stream is not None:
+                    self._remote_end(stream)
+        h2.streams.clear()
+
+    def _request(self, event: RequestReceived, block: bytes) -> None:
         try:
             request = check_request(event.headers, self._methods)
         except Rejected as rejected:
-            stream.remote_closed = event.stream_ended is not None
-            stream.final = (rejected.code, rejected.message)
-            self._end(stream, rejected.http_status)
+            stream = self._new_stream(event.stream_id)
+            if stream is not None:
+                stream.remote_closed = event.stream_ended is not None
+                stream.final = (rejected.code, rejected.message)
+                self._end(stream, rejected.http_status)
+            return
+        if block and len(self._known) < _MAX_KNOWN:
+            self._known[block] = request
+        self._open(event.stream_id, request)
+
+    def _new_stream(self, stream_id: int) -> Stream | None:
+        """None: it was refused, alone."""
+        self._last_stream = stream_id
+        if self._draining or len(self._streams) >= self._limits.max_streams:
+            self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
+            return None
+        stream = self._streams[stream_id] = Stream(stream_id, self._outbox.initial_window)
+        stream.receive_window = self._limits.stream_window
+        return stream
+
+    def _open(self, stream_id: int, request: Request) -> None:
+        stream = self._new_stream(stream_id)
+        if stream is None:
             return
         stream.path = request.path
         stream.method = request.method
@@ -297,17 +325,19 @@ class ServerWire:
 
     def _data(self, data: bytes, start: int, stop: int, flags: int, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
-        if stream is None or stream.remote_closed:
-            # h2 knows how the stream ended, and so whether this is a late frame or a fault. An
-            # honest peer may have a window full of large ones on their way.
+        if stream is None:
+            # An honest peer may have a window full of large ones on their way.
+            self._check_opened("DATA", stream_id)
             if stop - start < _LATE_SMALL:
                 self._reader.charge()
-            self._feed_h2(data[start - 9 : stop])
+            self._inbox.discard(stop - start)
             return
+        if stream.remote_closed:
+            raise RemoteProtocolError("DATA after the end of its request")
         size = self._inbox.data(stream, data, start, stop, flags)
         if flags & FLAG_END_STREAM:
             if stream_id in self._streams:
-                self._feed_h2(FRAME_HEADER.pack(0, 0, DATA, FLAG_END_STREAM, stream_id))
+                self._remote_end(stream)
         elif not size:
             self._reader.charge()
 
@@ -340,28 +370,18 @@ class ServerWire:
         """Send the trailers. A peer that is still sending is told to stop."""
         assert stream.final is not None
         code, message = stream.final
-        trailers = [(b"grpc-status", b"%d" % code)]
-        if message:
-            trailers.append((b"grpc-message", encode_message(message)))
-        if not stream.headers_sent:
-            first = (b":status", b"%d" % http_status)
-            trailers = [first, *_RESPONSE_HEADERS[1:], *trailers]
-        self._send_headers(stream, trailers, end=True)
+        if stream.headers_sent:
+            block = trailers(code, message)
+        else:
+            block = trailers_only(code, message, http_status)
+        self._outbox.output += headers_frame(stream.id, block, end=True)
         if not stream.remote_closed:
-            self._reset(stream, ErrorCodes.NO_ERROR)
+            self._reset(stream.id, ErrorCodes.NO_ERROR)
         error = None if code == StatusCode.OK else GrpcError(code, message)
         self._over(stream, error)
 
-    def _send_headers(
-        self, stream: Stream, headers: Sequence[tuple[bytes, bytes]], *, end: bool
-    ) -> None:
-        stream.headers_sent = True
-        self._h2.send_headers(stream.id, headers, end_stream=end)
-        self._flush_h2()
-
-    def _reset(self, stream: Stream, code: ErrorCodes) -> None:
-        self._h2.reset_stream(stream.id, code)
-        self._flush_h2()
+    def _reset(self, stream_id: int, code: ErrorCodes) -> None:
+        self._outbox.output += reset_frame(stream_id, code)
         self._reader.charge_own_reset()
 
     def _over(self, stream: Stream, error: GrpcError | None) -> None:
