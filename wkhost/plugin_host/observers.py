@@ -29,6 +29,10 @@ from wkhost.types import Message
 
 BATCH_MESSAGES = 256
 BATCH_BYTES = 256 * 1024
+BATCH_EVERY_S = 0.01
+"""Least time from batch to batch, unless a full one waits. A lone message goes at once; under load
+a batch per commit would cost the users of the server more than their own messages do.
+"""
 TRIES = 5
 TRIES_OF_PART = 2
 """Tries of a part of a batch that has failed already."""
@@ -90,6 +94,7 @@ class Observer:
         self._untold = 0
         """Dropped messages that no record tells of yet."""
         self._tell_drops_at = -math.inf
+        self._next_batch_at = -math.inf
         self._grew = trio.Event()
         self._ending = False
         self.finished = trio.Event()
@@ -126,6 +131,8 @@ class Observer:
 
     async def _observe_some(self) -> None:
         """Give the plugin what comes next, or wait for the log to grow."""
+        if self.lag < BATCH_MESSAGES:
+            await trio.sleep_until(self._next_batch_at)
         messages = await self._with_store(
             lambda: self._store.read_log(self.position, BATCH_MESSAGES)
         )
@@ -133,6 +140,7 @@ class Observer:
             with trio.move_on_at(self._tell_drops_at if self._untold else math.inf):
                 await self._grew.wait()
             return
+        self._next_batch_at = trio.current_time() + BATCH_EVERY_S
         for batch in _split_by_bytes(messages):
             if self._ending or not await self._pass(batch):
                 return
