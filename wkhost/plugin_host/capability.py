@@ -35,6 +35,7 @@ _LIMITS = {
     "cpu_percent": "use up to {} % of one processor",
     "data_mb": "keep up to {} MiB in its data folder",
     "data_files": "keep up to {} files in its data folder",
+    "calls_per_s": "call the server up to {} times a second",
 }
 
 

@@ -30,6 +30,7 @@ from wkhost.plugin_host.fair import Brake, FairShare, Machine
 from wkhost.plugin_host.grpc import (
     BidiMethod,
     GrpcConnection,
+    Limits,
     Methods,
     PeerCred,
     UnaryMethod,
@@ -313,7 +314,8 @@ class Generation:
         self.pid = process.pid
         sock, cred = await accept_one(listener, partial(self._check_peer, process))
         cred.close()
-        error = await GrpcConnection(sock, self._methods()).run()
+        limits = Limits(calls_per_s=self.spec.manifest.limits.calls_per_s)
+        error = await GrpcConnection(sock, self._methods(), limits=limits).run()
         if error is None:
             self.session.lose("the connection was closed")
         else:

@@ -224,3 +224,24 @@ async def test_calls_before_the_handshake_are_refused(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="did not start"):
             await it.install(source)
         assert any("FAILED_PRECONDITION expected Hooks.Connect" in x for x in it.logs("raw"))
+
+
+async def test_calls_beyond_the_rate_of_the_manifest_wait(tmp_path: Path) -> None:
+    body = """
+began = time.monotonic()
+for _ in range(64):
+    api.KvGet(host_pb2.KvGetRequest(key=b'k'))
+burst = time.monotonic() - began
+for _ in range(10):
+    api.KvGet(host_pb2.KvGetRequest(key=b'k'))
+print('TOOK', burst, time.monotonic() - began, flush=True)
+verdicts(ids)
+"""
+    extra = "[capabilities]\nkv_bytes = 1\n[limits]\ncalls_per_s = 20\n"
+    async with running(tmp_path) as it:
+        await it.install(write_raw(tmp_path / "src", body, extra=extra))
+        await it.recorder.wait(it.send(it.target("raw")))
+        await until(lambda: any("TOOK" in line for line in it.logs("raw")))
+        burst, took = next(x for x in it.logs("raw") if "TOOK" in x).split()[-2:]
+    assert float(burst) < 0.4
+    assert 0.45 <= float(took) < 2

@@ -40,6 +40,7 @@ token = true
 egress = ["api.example.com:443", "*.example.org:443"]
 [limits]
 memory_mb = 1024
+calls_per_s = 1000
 [sandbox]
 subprocesses = true
 [schema.api_key]
@@ -53,6 +54,7 @@ NAMES = (
     *("channels_read", "users_read", "kv_bytes=4096", "token"),
     *("egress:api.example.com:443", "egress:*.example.org:443"),
     *("secret:api_key", "subprocesses", "limit.memory_mb=1024"),
+    "limit.calls_per_s=1000",
 )
 DANGEROUS = {
     *("hook.user_get", "send_as:*", "send_rate=500", "token", "subprocesses"),
@@ -64,6 +66,7 @@ def test_everything_that_is_asked_for_has_a_name_and_words() -> None:
     assert names(asked(FULL)) == NAMES
     assert {each.name for each in asked(FULL) if each.dangerous} == DANGEROUS
     texts = {each.name: each.text for each in asked(FULL)}
+    assert texts["limit.calls_per_s=1000"] == "call the server up to 1000 times a second"
     assert texts["send_as:*"] == "send messages as any user"
     assert "carry message content out" in texts["egress:api.example.com:443"]
 

@@ -94,6 +94,7 @@ def test_every_error_is_told_at_once_with_its_field() -> None:
             kv_bytes = -1
             [limits]
             memory_mb = 1
+            calls_per_s = 10001
             """
         )
     text = str(caught.value)
@@ -112,6 +113,7 @@ def test_every_error_is_told_at_once_with_its_field() -> None:
         "capabilities.messages_read[0]:",
         "capabilities.kv_bytes:",
         "limits.memory_mb:",
+        "limits.calls_per_s:",
     ):
         assert place in text
 
