@@ -4,7 +4,8 @@ A script of the host's, started as `python -I -S boot.py SPEC`; it imports nothi
 runs before `site`, so that no `.pth` of an environment runs before the limits hold. SPEC is a JSON
 object, or `@N`: then descriptor N is a socket on which the host sends that object as one line,
 boot answers `ready` when every layer holds, and waits for `go`, which the host sends once it has
-seen with its own eyes that they do. The plugin's control line follows on the same descriptor.
+seen with its own eyes that they do. Meanwhile it imports what every Python plugin needs of the
+standard library. The plugin's control line follows on the same descriptor.
 
 The object: `parent` (pid of the parent, as seen here), `control_fd`, `limits` ({RLIMIT name:
 value}), `folder` (to start in), and one of `module` with `path` (where it is found if it is not
@@ -21,7 +22,10 @@ import os
 import resource
 import signal
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 CONTROL_FD = 3
 GO, READY = b"go\n", b"ready\n"
@@ -59,7 +63,7 @@ def main() -> None:
     if spec.get("filter"):
         restrict_calls(spec["filter"])
     if asked_for:
-        ask_host()
+        ask_host(warm_up="module" in spec)
     if ready_to_exec is not None:
         exec_placed(ready_to_exec)
     if "command" in spec:
@@ -89,8 +93,10 @@ def read_spec(argument: str) -> tuple[dict[str, Any], bool]:
     return spec, True
 
 
-def ask_host() -> None:
+def ask_host(*, warm_up: bool) -> None:
     os.write(CONTROL_FD, READY)
+    if warm_up:
+        import asyncio  # noqa: F401 - the slowest part of the SDK that is not a package
     answer = b""
     while len(answer) < len(GO):
         data = os.read(CONTROL_FD, len(GO) - len(answer))

@@ -285,7 +285,10 @@ def _boot_command(
             "RLIMIT_CORE": 0,
         },
     }
-    return [sys.executable, "-I", "-S", str(BOOT), msgspec.json.encode(spec).decode()]
+    # No byte code is written: it would be readable for the server's user alone, and in the way of
+    # those plugins that have another.
+    flags = ("-I", "-S", "-B")
+    return [sys.executable, *flags, str(BOOT), msgspec.json.encode(spec).decode()]
 
 
 def _environment(data_dir: Path) -> dict[str, str]:

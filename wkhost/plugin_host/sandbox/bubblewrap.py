@@ -100,7 +100,15 @@ def _vet(path: Path, source: str) -> Bubblewrap:
         raise PluginError(f"{real}: is setuid")
     if not mode & 0o111:
         raise PluginError(f"{real}: is not executable")
-    done = subprocess.run([real, "--version"], capture_output=True, env={}, check=False, timeout=10)
+    done = subprocess.run(
+        [real, "--version"],
+        capture_output=True,
+        env={},
+        check=False,
+        timeout=10,
+        # Ctrl-C at the terminal is for the server, which then ends in its own order.
+        process_group=0,
+    )
     if done.returncode != 0:
         raise PluginError(f"{real}: --version exited with status {done.returncode}")
     version = done.stdout.decode("ascii", "replace").strip().removeprefix("bubblewrap ")

@@ -1,10 +1,10 @@
 """The command lines of bubblewrap. What it is to do goes through descriptors, not through argv:
 argv of the sandbox's first process can be read inside, and would tell of the host's folders.
 
-Without a uid of its own a plugin is started in one stage. With one, as root, a first stage makes
-what the uid could not reach (folders below a closed home) reachable at a place in its own mount
-namespace, gives up root for the uid, and starts the second stage there; so the namespaces of the
-plugin belong to that uid and not to root.
+Without a uid of its own a plugin is started in one stage. With one, as root, setpriv gives up root
+for the uid first; so the namespaces of the plugin belong to that uid and not to root. Where the uid
+could not reach all that is mounted (folders below a closed home), a stage before that makes it
+reachable at a place in its own mount namespace.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from wkhost.plugin_host.sandbox.bubblewrap import Bubblewrap
+from wkhost.plugin_host.sandbox.reach import out_of_reach
 from wkhost.plugin_host.sandbox.view import BOOT, DATA, Mount, View
 
 SETPRIV = Path("/usr/bin/setpriv")
@@ -47,22 +48,41 @@ def sandbox_command(
     *,
     sizes: Sizes,
     uid: int | None,
+    staged: bool | None = None,
 ) -> Command:
-    """Return how to start boot in the sandbox; `uid` None keeps the server's own."""
+    """Return how to start boot in the sandbox; `uid` None keeps the server's own.
+
+    `staged` None finds out whether the uid needs a stage. Raises OSError.
+    """
     boot = [str(python), "-I", "-S", str(BOOT), f"@{control_fd}"]
     if uid is None:
         inner = _descriptor(_inner(view, environment, sizes))
         return Command((str(bubblewrap.path), "--args", str(inner), "--", *boot), (inner,))
-    staged, binds, program = _stage(bubblewrap, view)
-    inner = _descriptor(_inner(staged, environment, sizes))
+    give_up_root = (
+        *(str(SETPRIV), f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"),
+        *("--inh-caps=-all", "--bounding-set=-all", "--"),
+    )
+    if staged is None:
+        staged = needs_stage(bubblewrap, view, uid)
+    if not staged:
+        inner = _descriptor(_inner(view, environment, sizes))
+        program = bubblewrap.path
+        argv = (*give_up_root, str(program), "--args", str(inner), "--", *boot)
+        return Command(argv, (inner,))
+    view, binds, program = _stage(bubblewrap, view)
+    inner = _descriptor(_inner(view, environment, sizes))
     outer = _descriptor(_outer(binds))
     argv = (
-        *(str(bubblewrap.path), "--args", str(outer), "--", str(SETPRIV)),
-        *(f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"),
-        *("--inh-caps=-all", "--bounding-set=-all", "--"),
+        *(str(bubblewrap.path), "--args", str(outer), "--", *give_up_root),
         *(str(program), "--args", str(inner), "--", *boot),
     )
     return Command(argv, (inner, outer))
+
+
+def needs_stage(bubblewrap: Bubblewrap, view: View, uid: int) -> bool:
+    """Whether something that `uid` is to start or to mount is closed to it. Raises OSError."""
+    tools = [bubblewrap.path, *([bubblewrap.libraries] if bubblewrap.libraries else ())]
+    return out_of_reach([*tools, *(mount.source for mount in view.mounts)], uid) is not None
 
 
 def _inner(view: View, environment: Mapping[str, str], sizes: Sizes) -> list[str]:

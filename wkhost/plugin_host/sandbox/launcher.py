@@ -16,6 +16,7 @@ from wkhost.link import contract
 from wkhost.plugin_host.manifest import SANDBOX_LAYERS, Manifest
 from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, PlainLauncher, Process
 from wkhost.plugin_host.sandbox.ability import Ability, find_ability
+from wkhost.plugin_host.sandbox.bytecode import make_readable_bytecode
 from wkhost.plugin_host.sandbox.checks import Expected
 from wkhost.plugin_host.sandbox.command import Sizes, sandbox_command
 from wkhost.plugin_host.sandbox.orders import ENVIRONMENT, boot_orders
@@ -59,6 +60,8 @@ class SandboxLauncher:
 
     async def prepare(self) -> None:
         ability = await trio.to_thread.run_sync(self._ability)
+        if ability.python is not None:
+            await trio.to_thread.run_sync(make_readable_bytecode, ability.python.site)
         log.info("sandbox", held=",".join(sorted(ability.held)), bubblewrap=str(ability.bubblewrap))
         for layer, reason in ability.missing.items():
             log.info("sandbox_layer_missing", layer=layer, reason=reason)

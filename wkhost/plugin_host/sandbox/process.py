@@ -9,6 +9,7 @@ known at once; the kernel kills everything in between and below.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import signal
@@ -151,10 +152,12 @@ class SandboxProcess:
         sock = self._control
         if sock is None:
             return
-        if not self._plugin:
-            await self._meet(sock)
-            control = GO + control
         try:
+            if not self._plugin:
+                if not await self._meet(sock):
+                    more = False
+                    return
+                control = GO + control
             sock.sendall(control)
         except BrokenPipeError:
             more = False  # it has died already, which `wait` tells
@@ -162,15 +165,20 @@ class SandboxProcess:
             if not more:
                 self._close_control()
 
-    async def _meet(self, sock: socket.socket) -> None:
+    async def _meet(self, sock: socket.socket) -> bool:
+        """Find the process and look at it. False: it has ended, which `wait` tells."""
         if self._own_uid is not None:
             # Nobody but the host can write to the folder that the socket is in.
             for path in self._socket_dir.iterdir():
                 os.chown(path, self._own_uid, self._own_uid, follow_symlinks=False)
         await trio.lowlevel.wait_readable(sock)
         report = take_report(sock)
-        if report is not None:
-            self._adopt(*report)
+        if report is None or not self._adopt(*report):
+            return False
+        if self._group is not None:
+            # The kernel waits in it until nobody uses the old group: some milliseconds.
+            await trio.to_thread.run_sync(self._attach, self._group)
+        return True
 
     def owns(self, pid: int) -> bool:
         return pid == self._plugin or descends_from(pid, self._popen.pid)
@@ -219,21 +227,32 @@ class SandboxProcess:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _adopt(self, pid: int, uid: int) -> None:
-        """Take the plugin's process as ours, if it is as planned. Raises PluginError."""
+    def _adopt(self, pid: int, uid: int) -> bool:
+        """Take the plugin's process as ours, if it is as planned. False: it has ended already.
+
+        Raises PluginError.
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            return
+            return False
         self._pidfds[pid] = pidfd
         self._plugin = pid
         # The pidfd came first, so what is read now is of that very process or of none.
         if not descends_from(pid, self._popen.pid) or uid != self._expected.uid:
             raise PluginError(f"the sandbox does not hold: process {pid} with uid {uid} reported")
         check_process(pid, self._expected)
-        if self._group is not None:
-            self._group.attach(pid)
         self._ends.register(pidfd, select.EPOLLIN)
+        return True
+
+    def _attach(self, group: Group) -> None:
+        try:
+            group.attach(self._plugin)
+        except PluginError as error:
+            cause = error.__cause__
+            # It has died just now, which `wait` tells.
+            if not isinstance(cause, OSError) or cause.errno != errno.ESRCH:
+                raise
 
     async def _collect(self) -> int:
         """Bring everything down and reap; only the kernel is waited for."""
@@ -247,7 +266,7 @@ class SandboxProcess:
             await trio.lowlevel.wait_readable(plugin)
         if self._group is not None:
             self._out_of_memory = self._group.out_of_memory_kills() > 0
-            self._group.remove()
+            await trio.to_thread.run_sync(self._group.remove)
         return status
 
     def _close_control(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -14,11 +16,13 @@ from wkhost.plugin_host.manifest import SANDBOX_LAYERS, Limits, Manifest, parse_
 from wkhost.plugin_host.process import LaunchSpec
 from wkhost.plugin_host.sandbox import bubblewrap, cgroups
 from wkhost.plugin_host.sandbox.ability import Ability
+from wkhost.plugin_host.sandbox.bytecode import make_readable_bytecode
 from wkhost.plugin_host.sandbox.checks import Expected, check_process
 from wkhost.plugin_host.sandbox.folders import MAX_DEPTH, walk
 from wkhost.plugin_host.sandbox.landlock import landlock_rules
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import ALWAYS, Mode, SandboxPolicy, minimum
+from wkhost.plugin_host.sandbox.reach import out_of_reach
 from wkhost.plugin_host.sandbox.uids import UidTable, give_folder
 from wkhost.plugin_host.sandbox.view import interpreter, plugin_view
 from wkhost.plugin_host.sandbox.watch import data_excess
@@ -252,3 +256,58 @@ def test_limits_and_sandbox_are_read_from_the_manifest() -> None:
     assert read.sandbox.require == ("cpu", "uid")
     assert read.sandbox.subprocesses
     assert msgspec.structs.asdict(Limits())["data_files"] == 10_000
+
+
+def test_byte_code_is_made_and_is_as_readable_as_its_source(tmp_path: Path) -> None:
+    module, secret = tmp_path / "module.py", tmp_path / "secret.py"
+    for path, mode in ((module, 0o644), (secret, 0o600)):
+        path.write_text("VALUE = 1\n")
+        path.chmod(mode)
+    cache = tmp_path / "__pycache__"
+    cache.mkdir(mode=0o700)
+    compiled = Path(py_compile.compile(str(module), doraise=True) or "")
+    compiled.chmod(0o600)  # as a process with boot's umask leaves it
+    make_readable_bytecode([tmp_path])
+    modes = {path.name.split(".")[0]: path.stat().st_mode & 0o777 for path in cache.iterdir()}
+    assert modes["module"] & 0o444 == 0o444
+    assert modes["secret"] & 0o077 == 0
+    assert cache.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o555 | 0o700
+    compiled.unlink()
+    make_readable_bytecode([tmp_path])
+    assert compiled.stat().st_mode & 0o444 == 0o444
+
+
+def test_what_a_uid_cannot_reach_is_named(tmp_path: Path) -> None:
+    # Folders above this one may be closed; they are not what is looked at here.
+    uid = os.geteuid() + 12345
+    with tempfile.TemporaryDirectory(prefix="wkhost-reach-") as name:
+        top = Path(name)
+        top.chmod(0o711)
+        for path, mode in (("open", 0o755), ("closed", 0o700), ("closed/inner", 0o755)):
+            (top / path).mkdir()
+            (top / path).chmod(mode)
+        (top / "open" / "file").write_text("")
+        (top / "open" / "file").chmod(0o604)
+        (top / "open" / "secret").write_text("")
+        (top / "open" / "secret").chmod(0o640)
+        (top / "open" / "link").symlink_to("../closed/inner")
+        assert out_of_reach([top / "open", top / "open" / "file"], uid) is None
+        assert out_of_reach([top / "open", top / "closed" / "inner"], uid) == top / "closed"
+        assert out_of_reach([top / "open" / "link"], uid) == top / "closed"
+        assert out_of_reach([top / "open" / "secret"], uid) == top / "open" / "secret"
+        assert out_of_reach([top], uid) == top, "a folder is to be read, not only passed"
+        assert out_of_reach([top / "closed" / "inner"], os.geteuid()) is None
+        with pytest.raises(FileNotFoundError):
+            out_of_reach([top / "none"], uid)
+
+
+def test_a_stop_from_the_terminal_does_not_reach_bubblewraps_own_look(tmp_path: Path) -> None:
+    """Ctrl-C goes to the terminal's whole process group."""
+    told = tmp_path / "group"
+    way = script(tmp_path / "bwrap")
+    way.write_text(f"#!/bin/sh\ncut -d' ' -f5 /proc/$$/stat > {told}\necho bubblewrap 1.2\n")
+    for each in (tmp_path, *tmp_path.parents):
+        if each.stat().st_uid not in (0, os.geteuid()):
+            pytest.skip(f"{each} belongs to somebody else")
+    assert bubblewrap._vet(way, "test").version == "1.2"
+    assert int(told.read_text()) != os.getpgrp()
