@@ -5,8 +5,8 @@ it does besides, observers' work included, is its own account. On a machine with
 nobody minds. Where less than `HEADROOM` is free, whoever wakes waits for a core, and every user
 notices; then a plugin with much on its own account gets what is left without the headroom, at least
 `LEAST_SHARE`, until it wants less or there is room again. So does one that its quota stops again
-and again, with more busy threads than it may have. A quota alone would not do: it bounds what is
-taken in a second, not when.
+and again, with more busy threads than it may have, or that takes more than it may where no quota is.
+A quota alone would not do: it bounds what is taken in a second, not when.
 
 Other processes start politely the same way where the old one serves meanwhile, for a while.
 """
@@ -30,6 +30,8 @@ OWN_SHARE = 0.25
 """Cores on its own account; less is never minded."""
 STOPPED_SHARE = 0.5
 """Of the periods of its quota since the last look."""
+BEYOND_LIMIT = 1.1
+"""Times its limit; more than the kernel lets pass where there is a quota."""
 GREEDY_LOOKS = 2
 CONTENT = 0.8
 """A plugin that takes less of what it may have wants no more."""
@@ -153,7 +155,8 @@ class FairShare:
             return
         if self.share is None:
             short = free < self._machine.headroom
-            greedy = often_stopped or (short and own >= OWN_SHARE)
+            beyond = often_stopped or used > self._limit * BEYOND_LIMIT
+            greedy = beyond or (short and own >= OWN_SHARE)
             self._bad_looks = self._bad_looks + 1 if greedy else 0
             if self._bad_looks < GREEDY_LOOKS:
                 return

@@ -134,6 +134,13 @@ def test_one_that_its_quota_stops_gives_way_even_where_messages_wait(world: _Wor
     assert world.brake.share is not None
 
 
+def test_one_that_takes_more_than_it_may_is_held_to_its_limit(tmp_path: Path) -> None:
+    world = _World(tmp_path, limit=0.5)
+    world.fair.serves()
+    world.go_on(GREEDY_LOOKS + 2, wants=1.0, others=0.1)
+    assert world.brake.share == pytest.approx(0.5)
+
+
 def test_one_that_wants_less_is_free_again_after_a_while(world: _World) -> None:
     world.go_on(6, wants=1.0, others=1.2)
     assert world.brake.share is not None

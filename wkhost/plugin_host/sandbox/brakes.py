@@ -59,7 +59,7 @@ class SignalBrake:
     def __init__(self, plugin_pid: Callable[[], int]) -> None:
         """`plugin_pid` returns 0 while the process is not known."""
         self._plugin_pid = plugin_pid
-        self._share = 1.0
+        self._share: float | None = None
         self._thread: threading.Thread | None = None
 
     def used_s(self) -> float:
@@ -70,13 +70,13 @@ class SignalBrake:
 
     def slow(self, share: float) -> None:
         self._share = share
-        if share < 1 and self._plugin_pid() and not self._running:
+        if self._plugin_pid() and not self._running:
             self._thread = threading.Thread(target=self._brake, name="brake", daemon=True)
             self._thread.start()
 
     def release(self) -> None:
         """Returns when no process is stopped any more."""
-        self._share = 1.0
+        self._share = None
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -89,18 +89,19 @@ class SignalBrake:
         members: dict[int, int] = {}
         fresh_until = 0.0
         try:
-            while self._share < 1:
+            while (share := self._share) is not None:
                 if time.monotonic() >= fresh_until:
                     self._refresh(members)
                     fresh_until = time.monotonic() + REFRESH_S
                 if not members:
                     return
                 # They may all be busy at once, as far as the cores go.
-                part = min(1.0, self._share / min(len(members), os.cpu_count() or 1))
+                part = min(1.0, share / min(len(members), os.cpu_count() or 1))
                 time.sleep(PERIOD_S * part)
-                _signal_all(members, signal.SIGSTOP)
-                time.sleep(PERIOD_S * (1 - part))
-                _signal_all(members, signal.SIGCONT)
+                if part < 1:
+                    _signal_all(members, signal.SIGSTOP)
+                    time.sleep(PERIOD_S * (1 - part))
+                    _signal_all(members, signal.SIGCONT)
         finally:
             _signal_all(members, signal.SIGCONT)
             for pidfd in members.values():
