@@ -6,7 +6,7 @@ is decided. Calls of async handlers are queued; a runner task takes them one aft
 the other, and only when a handler really suspends does another runner take over the rest
 (`_continue_elsewhere`, armed once per loop turn). A sync handler may return a coroutine, for the
 calls that need one; it is queued like an async handler's call. Blocking handlers go to a bounded
-pool. Every answer lands in the outbox; `next_frame` gives all that gathered since the last frame,
+pool. Every answer lands in the outbox; whoever sends takes all that gathered since the last frame,
 so one frame carries at least what one loop turn decided. Each call is answered exactly once.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from types import CoroutineType
 from typing import Any
 
@@ -53,7 +53,7 @@ class Dispatcher:
             name: Handler(getattr(plugin, name), mark, SPECS[name])
             for name, mark in plugin.hooks.items()
         }
-        self.outbox = Outbox(loop)
+        self.outbox = Outbox()
         self._binding = plugin._binding
         self._proposed: dict[int, Binding] = {}
         self._failures = FailureLog(plugin.log)
@@ -68,12 +68,13 @@ class Dispatcher:
 
     # Calls in
 
-    async def deliver(self, batch: Any) -> None:
-        """Take a CallBatch. Raises ProtocolError when its config number is unknown."""
+    def deliver(self, batch: Any) -> Iterator[None]:
+        """Take a CallBatch: run through this, in one context; it pauses where others may have a
+        turn. Raises ProtocolError when its config number is unknown."""
         self._use_config(batch.config_number)
         current_binding.set(self._binding)
         if batch.send:
-            await self._deliver_send(batch.send)
+            yield from self._deliver_send(batch.send)
         for name in _OBSERVED:
             calls = getattr(batch, name)
             if calls:
@@ -93,7 +94,7 @@ class Dispatcher:
         self._binding = self._plugin._binding = binding
         self._proposed = {n: b for n, b in self._proposed.items() if n > number}
 
-    async def _deliver_send(self, calls: Any) -> None:
+    def _deliver_send(self, calls: Any) -> Iterator[None]:
         handler = self._handlers.get("send")
         if handler is None:
             self._not_implemented("send", calls)
@@ -110,7 +111,7 @@ class Dispatcher:
         else:
             for start in range(0, len(calls), SLICE):
                 self._send_inline(handler, calls[start : start + SLICE])
-                await asyncio.sleep(0)
+                yield
 
     def _send_inline(self, handler: Handler, calls: Any) -> None:
         """The hot loop."""

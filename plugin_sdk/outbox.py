@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from plugin_sdk.wire.v1 import plugin_pb2
@@ -14,15 +14,21 @@ _CONTINUED_BYTES = 11
 _FRAME_ROOM = MAX_FRAME_BYTES - 64
 
 
-class Outbox:
-    """`continued` takes the ids of calls that go on (append, then `wake`); `add` takes verdicts."""
+def _nobody() -> None:
+    """Answers are taken without being told of."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+
+class Outbox:
+    """`continued` takes the ids of calls that go on (append, then `wake`); `add` takes verdicts.
+
+    `ready` is called when there may be something to take, or nothing more will come.
+    """
+
+    def __init__(self) -> None:
+        self.ready: Callable[[], None] = _nobody
         self.continued: list[int] = []
         self._verdicts: list[plugin_pb2.Verdict] = []
         self._verdict_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
         self.closed = False
 
     def go_on(self, call_id: int) -> None:
@@ -35,29 +41,15 @@ class Outbox:
         self.wake()
 
     def close(self) -> None:
-        """Let `next_frame` end once everything is out."""
+        """Nothing more will come."""
         self.closed = True
         self.wake()
 
     def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def next_frame(self) -> plugin_pb2.PluginFrame | None:
-        """Wait for answers and take as many as one frame holds; None at the end."""
-        while True:
-            frame = self.take()
-            if frame is not None:
-                return frame
-            if self.closed:
-                return None
-            self._waiter = self._loop.create_future()
-            await self._waiter
-            self._waiter = None
+        self.ready()
 
     def take(self) -> plugin_pb2.PluginFrame | None:
-        """Take what one frame holds, without waiting; None when there is nothing."""
+        """Take what one frame holds; None when there is nothing."""
         continued, verdicts = self.continued, self._verdicts
         if not continued and not verdicts:
             return None

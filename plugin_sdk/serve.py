@@ -18,17 +18,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import grpc.aio
-from grpc.aio import EOF  # type: ignore[attr-defined]
+from google.protobuf.message import DecodeError
 
 from plugin_sdk import egress
+from plugin_sdk.connection import Connection
 from plugin_sdk.dispatch import Dispatcher, ProtocolError
 from plugin_sdk.errors import ConfigError, PluginDefinitionError
 from plugin_sdk.host import Host
 from plugin_sdk.log import Log
 from plugin_sdk.plugin import Plugin, bind_config, build, find_plugin
 from plugin_sdk.secrets import Secrets
-from plugin_sdk.transport import CHANNEL_OPTIONS, GrpcTransport, open_stream
+from plugin_sdk.serving import HostGoneError, Serving
+from plugin_sdk.transport import GrpcTransport, HookStream, connect
 from plugin_sdk.version import VERSION
 from plugin_sdk.watchdog import Watchdog
 from plugin_sdk.wire.v1 import plugin_pb2
@@ -37,15 +38,10 @@ PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 CREDIT_CALLS = 4096
 CREDIT_BYTES = 16 * 1024 * 1024
-LAST_ANSWER_S = 1.0
 PACKAGE_NAME = "plugin_package"
 EXIT_WRONG_PLUGIN = 1
 EXIT_HOST_GONE = 3
 _MAX_CONTROL_BYTES = 64 * 1024
-
-
-class HostGoneError(Exception):
-    """The stream ended without a stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +125,29 @@ def _import_file(name: str, path: Path, folders: list[str] | None = None) -> Mod
 
 async def serve(control: Control, plugin_class: type[Plugin], log: Log) -> None:
     """Serve until the host says stop. Raises HostGoneError, ProtocolError, ConfigError."""
-    channel = grpc.aio.insecure_channel(f"unix:{control.socket}", options=CHANNEL_OPTIONS)
-    stream = open_stream(channel)
     try:
-        await _serve_stream(control, plugin_class, channel, stream, log)
-    except grpc.aio.AioRpcError as error:
-        raise HostGoneError(f"{error.code().name}: {error.details()}") from None
+        connection = await connect(control.socket)
+    except OSError as error:
+        raise HostGoneError(f"{control.socket}: {error}") from None
+    try:
+        await _serve_stream(control, plugin_class, connection, HookStream(connection), log)
     finally:
-        stream.cancel()
-        await channel.close(None)
+        connection.close()
 
 
 async def _serve_stream(
-    control: Control, plugin_class: type[Plugin], channel: Any, stream: Any, log: Log
+    control: Control,
+    plugin_class: type[Plugin],
+    connection: Connection,
+    stream: HookStream,
+    log: Log,
 ) -> None:
     welcome = await _shake_hands(control, plugin_class, stream)
     secrets = await _read_secrets(stream) if welcome.secrets_follow else Secrets()
     loop = asyncio.get_running_loop()
     plugin = build(
         plugin_class,
-        host=Host(GrpcTransport(channel), loop),
+        host=Host(GrpcTransport(connection), loop),
         log=log,
         data_dir=control.data_dir,
         binding=bind_config(plugin_class, welcome.config_json, welcome.config_number),
@@ -160,21 +159,14 @@ async def _serve_stream(
     watchdog.start()
     try:
         credit = plugin_pb2.Credit(calls=CREDIT_CALLS, bytes=CREDIT_BYTES)
-        await stream.write(plugin_pb2.PluginFrame(credit=credit))
-        async with asyncio.TaskGroup() as group:
-            reading = group.create_task(_read(stream, dispatcher))
-            await _write(stream, dispatcher)
-            # The host ends the stream once it has the last answer; not waiting could lose it.
-            await asyncio.wait([reading], timeout=LAST_ANSWER_S)
-            reading.cancel()
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        stream.send(plugin_pb2.PluginFrame(credit=credit).SerializeToString())
+        await Serving(stream, dispatcher).run()
     finally:
         watchdog.stop()
 
 
 async def _shake_hands(
-    control: Control, plugin_class: type[Plugin], stream: Any
+    control: Control, plugin_class: type[Plugin], stream: HookStream
 ) -> plugin_pb2.Welcome:
     hello = plugin_pb2.Hello(
         token=control.token,
@@ -183,10 +175,8 @@ async def _shake_hands(
         sdk=f"python {VERSION}",
         hooks=plugin_class.wire_hooks(),
     )
-    await stream.write(plugin_pb2.PluginFrame(hello=hello))
-    frame = await stream.read()
-    if frame is EOF:
-        raise HostGoneError("the host closed the stream during the handshake")
+    stream.send(plugin_pb2.PluginFrame(hello=hello).SerializeToString())
+    frame = await _read_frame(stream)
     welcome: plugin_pb2.Welcome = frame.welcome
     if not frame.HasField("welcome") or not PROTOCOL_MIN <= welcome.protocol <= PROTOCOL_MAX:
         raise ProtocolError(
@@ -196,43 +186,23 @@ async def _shake_hands(
     return welcome
 
 
-async def _read_secrets(stream: Any) -> Secrets:
-    frame = await stream.read()
-    if frame is EOF:
-        raise HostGoneError("the host closed the stream during the handshake")
+async def _read_secrets(stream: HookStream) -> Secrets:
+    frame = await _read_frame(stream)
     if not frame.HasField("secrets"):
         raise ProtocolError("expected Secrets after the Welcome that announced them")
     return Secrets({secret.name: secret.value for secret in frame.secrets.secrets})
 
 
-async def _read(stream: Any, dispatcher: Dispatcher) -> None:
-    read = stream.read
-    deliver = dispatcher.deliver
-    while True:
-        try:
-            frame = await read()
-        except grpc.aio.AioRpcError:
-            if dispatcher.outbox.closed:
-                return
-            raise
-        if frame is EOF:
-            if dispatcher.outbox.closed:
-                return
-            raise HostGoneError("the host closed the stream")
-        if frame.HasField("calls"):
-            await deliver(frame.calls)
-        elif frame.HasField("secrets"):
-            dispatcher.take_secrets(frame.secrets)
-        else:
-            raise ProtocolError("expected calls or secrets after the handshake")
-
-
-async def _write(stream: Any, dispatcher: Dispatcher) -> None:
-    next_frame = dispatcher.outbox.next_frame
-    write = stream.write
-    while (frame := await next_frame()) is not None:
-        await write(frame)
-    await stream.done_writing()
+async def _read_frame(stream: HookStream) -> plugin_pb2.HostFrame:
+    data = await stream.read()
+    if data is None:
+        status, text = stream.over or ("UNKNOWN", "")
+        why = f"{status}: {text}" if text else "the host closed the stream"
+        raise HostGoneError(f"{why} (during the handshake)")
+    try:
+        return plugin_pb2.HostFrame.FromString(data)
+    except DecodeError:
+        raise ProtocolError("a frame is not a HostFrame") from None
 
 
 def _open_egress(path: str, log: Log) -> None:

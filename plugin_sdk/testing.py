@@ -232,7 +232,8 @@ class PluginTest:
         futures = [loop.create_future() for _ in ids]
         self._waiting.update(zip(ids, futures, strict=True))
         received = plugin_pb2.HostFrame.FromString(frame.SerializeToString())
-        await self._dispatcher.deliver(received.calls)
+        for _ in self._dispatcher.deliver(received.calls):
+            await asyncio.sleep(0)
         answers = [await future for future in futures]
         for answer in answers:
             if isinstance(answer, str):
@@ -240,12 +241,22 @@ class PluginTest:
         return answers
 
     async def _take_answers(self) -> None:
-        while (sent := await self._dispatcher.outbox.next_frame()) is not None:
-            frame = plugin_pb2.PluginFrame.FromString(sent.SerializeToString())
-            for call_id in frame.verdicts.continued:
-                self._waiting.pop(call_id).set_result(CONTINUE)
-            for wire in frame.verdicts.verdicts:
-                self._waiting.pop(wire.call_id).set_result(convert.answer(wire))
+        outbox = self._dispatcher.outbox
+        ready = asyncio.Event()
+        outbox.ready = ready.set
+        while True:
+            while (sent := outbox.take()) is not None:
+                self._take_frame(plugin_pb2.PluginFrame.FromString(sent.SerializeToString()))
+            if outbox.closed:
+                return
+            await ready.wait()
+            ready.clear()
+
+    def _take_frame(self, frame: plugin_pb2.PluginFrame) -> None:
+        for call_id in frame.verdicts.continued:
+            self._waiting.pop(call_id).set_result(CONTINUE)
+        for wire in frame.verdicts.verdicts:
+            self._waiting.pop(wire.call_id).set_result(convert.answer(wire))
 
 
 def _message_fields(number: int, payload: bytes, fields: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,9 @@ CONTRACTS = {"wkhost.link.contract"}
 
 FOREIGN = {
     "h2": ("wkhost/plugin_host/grpc/",),
-    "hpack": ("wkhost/plugin_host/grpc/",),
+    "hpack": ("wkhost/plugin_host/grpc/", "plugin_sdk/connection.py"),
     "rocksdict": ("wkhost/store/rocks.py",),
-    "grpc": ("plugin_sdk/", "wkhost/bench/unary.py"),
+    "grpc": ("wkhost/bench/unary.py",),
     "uvicorn": ("wkhost/api/",),
     "websockets": ("wkhost/gateway/layers.py", "wkhost/bench/silent.py"),
     "yaml": ("wkhost/config/file.py",),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,22 +17,18 @@ from plugin_sdk.outbox import Outbox
 def test_every_answer_leaves_once_in_frames_within_the_limits(
     continued: int, sizes: list[int], small: int
 ) -> None:
-    loop = asyncio.new_event_loop()
-    try:
-        outbox = Outbox(loop)
-        first = 2**64 - continued
-        outbox.continued.extend(range(first, 2**64))
-        sizes = sizes + [5] * small
-        for call_id, size in enumerate(sizes):
-            outbox.add(convert.verdict(call_id, Replace(b"x" * size)))
-        ids: list[int] = []
-        while (frame := outbox.take()) is not None:
-            batch = frame.verdicts
-            count = len(batch.continued) + len(batch.verdicts)
-            assert 1 <= count <= 1024
-            assert frame.ByteSize() <= 256 * 1024 or count == 1
-            ids += batch.continued
-            ids += [verdict.call_id for verdict in batch.verdicts]
-        assert sorted(ids) == [*range(len(sizes)), *range(first, 2**64)]
-    finally:
-        loop.close()
+    outbox = Outbox()
+    first = 2**64 - continued
+    outbox.continued.extend(range(first, 2**64))
+    sizes = sizes + [5] * small
+    for call_id, size in enumerate(sizes):
+        outbox.add(convert.verdict(call_id, Replace(b"x" * size)))
+    ids: list[int] = []
+    while (frame := outbox.take()) is not None:
+        batch = frame.verdicts
+        count = len(batch.continued) + len(batch.verdicts)
+        assert 1 <= count <= 1024
+        assert frame.ByteSize() <= 256 * 1024 or count == 1
+        ids += batch.continued
+        ids += [verdict.call_id for verdict in batch.verdicts]
+    assert sorted(ids) == [*range(len(sizes)), *range(first, 2**64)]
