@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -204,8 +206,20 @@ def order(session: Session, as_json: bool) -> None:
         )
     elif answer.hooks:
         session.out.print(plugin_views.order_table(answer))
+        session.line()
+        session.note(plugin_views.ORDER_RULE)
     else:
         session.line("no plugin is enabled")
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    """End at Ctrl-C without a word; a terminal has shown ^C, and the prompt goes below it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if sys.stdin.isatty():
+            click.echo(err=True)
 
 
 @plugin.command()
@@ -228,7 +242,7 @@ def logs(session: Session, no: str, follow: bool, lines: int, as_json: bool) -> 
         link = connect_operator(settings.data_path)
     except NoServerError:
         raise plugin_offline.needs_server("logs", settings.data_path) from None
-    with link, suppress(KeyboardInterrupt):
+    with link, _until_interrupted():
         after = 0
         while True:
             answer = expected(link.ask(GetPluginLogs(no, after, lines)), PluginLogs)

@@ -142,6 +142,8 @@ def _show(session: Session, answer: PluginConfig, as_json: bool) -> None:
     session.line(f"{answer.no}, configuration {answer.number}")
     for name, value in answer.values.items():
         session.line(f"  {name} = {_text(value)}{'' if name in own else '  (default)'}")
+    if not answer.values and not answer.secrets:
+        session.line("  it has no settings")
     for name, is_set in answer.secrets.items():
         session.line(f"  {name}: a secret, {'set' if is_set else 'not set'}")
 
@@ -152,9 +154,9 @@ def _history(session: Session, answer: PluginConfig, as_json: bool) -> None:
         return
     before: dict[str, Any] = {}
     for version in answer.history:
-        names = ", ".join(_changes(before, version.overrides)) or "nothing"
-        at = f"{_time(version)}, by uid {version.by}" if version.time else "as installed"
-        session.line(f"{version.number:>5}  {at}: {names}")
+        names = ", ".join(_changes(before, version.overrides)) or "no change"
+        at = f"{_time(version)}, by uid {version.by}: {names}" if version.time else "as installed"
+        session.line(f"{version.number:>5}  {at}")
         before = version.overrides
 
 

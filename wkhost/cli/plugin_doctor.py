@@ -10,6 +10,19 @@ from wkhost.link.contract import GetPluginSandbox, PluginSandbox
 from wkhost.plugin_host.sandbox.ability import find_ability
 from wkhost.plugin_host.sandbox.launcher import report_ability
 
+MEANINGS = {
+    "fs": "sees no files but its own",
+    "net": "reaches the network through the host's proxy alone",
+    "pid": "sees no other processes",
+    "syscalls": "makes only the system calls it needs",
+    "landlock": "files once more, by the kernel's own rules",
+    "uid": "runs as a user of its own",
+    "memory": "memory is bounded for all its processes together",
+    "cpu": "a fair share of the CPU",
+    "processes": "a bounded number of processes",
+}
+"""What a layer that holds means for a plugin."""
+
 
 @click.command()
 @json_option
@@ -33,10 +46,14 @@ def doctor(session: Session, as_json: bool) -> None:
         session.json(fields)
         return
     session.line(f"bubblewrap  {answer.bubblewrap}")
-    session.line(f"held        {', '.join(answer.held) or 'nothing'}")
+    if not answer.held:
+        session.line("nothing contains plugins on this machine", "red")
+    for layer in answer.held:
+        session.line(f"held        {layer:<9}  {MEANINGS.get(layer, '')}", "green")
     for layer, reason in answer.missing.items():
-        session.line(f"missing     {layer}: {reason}")
+        session.line(f"missing     {layer:<9}  {reason}", "yellow")
     for plugin in answer.plugins:
+        session.line()
         session.line(f"plugin {plugin.no}: {plugin.mode}")
         if plugin.refusal:
             session.line(f"  refused   {plugin.refusal}")

@@ -2,192 +2,112 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
+import termios
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+import tty
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 import click
-import msgspec
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from wkhost.cli import plugin_offline
+from wkhost.cli.plugin_rates import HookRow, PluginRow, rows
 from wkhost.cli.plugin_views import cell
 from wkhost.cli.session import Session, expected, json_option, pass_session
 from wkhost.link.client_sync import SyncLinkClient, connect_operator
-from wkhost.link.contract import (
-    AllPluginFigures,
-    GetPluginFigures,
-    HookFigures,
-    PluginFigures,
-)
-from wkhost.link.errors import NoServerError
+from wkhost.link.contract import AllPluginFigures, GetPluginFigures
+from wkhost.link.errors import LinkError, NoServerError
 
+WIDE = 118
+"""Columns from which on the outcomes stand beside the other figures, not below them."""
+NAME_WIDTH = 24
+KEY_POLL_S = 0.1
 _MIB = 2**20
 Justify = Literal["left", "right"]
 _BREAKER_STYLES = {"open": "bold red", "half_open": "yellow"}
-_FAILURES = ("crash", "timeout", "overload")
+_FAILURES = ("crash", "timeout", "overload", "short-circuited")
 
 
-class HookRow(msgspec.Struct, frozen=True):
-    """One plugin at one hook between two looks. Durations in milliseconds, None without calls.
-
-    `outcomes` are counts since the last look. `p50_ms` and `p99_ms` are read off the buckets, so
-    they are as exact as the buckets are narrow.
-    """
-
-    plugin: str
-    hook: str
-    version: str
-    calls_per_s: float
-    p50_ms: float | None
-    p99_ms: float | None
-    outcomes: dict[str, int]
-    short_circuits: int
-    in_flight: int
-    queued: int
-    breaker: str
-    lag: int | None
+# --- the picture --------------------------------------------------------------------------------
 
 
-class PluginRow(msgspec.Struct, frozen=True):
-    """One plugin between two looks. `cpu_percent` 100 is one core."""
-
-    plugin: str
-    version: str
-    state: str
-    pid: int
-    cpu_percent: float
-    rss_bytes: int
-    restarts: int
-    log_lines_per_s: float
-    log_lines_dropped: int
-    hooks: list[HookRow]
+def table(plugins: Sequence[PluginRow], width: int) -> Group:
+    """Return the picture of one look, for a terminal of `width` columns."""
+    if not plugins:
+        return Group(Text("no plugin is enabled"))
+    hooks = [row for each in plugins for row in each.hooks]
+    wide = width >= WIDE
+    parts: list[Table | Text] = [_hook_table(hooks, wide), Text()]
+    if not wide and any(map(_outcomes, hooks)):
+        parts += [_outcome_table(hooks), Text()]
+    return Group(*parts, _process_table(plugins, wide))
 
 
-def rows(before: AllPluginFigures, after: AllPluginFigures) -> list[PluginRow]:
-    """Return what happened between two looks at the same server."""
-    seconds = max(after.at - before.at, 1e-9)
-    earlier = {plugin.no: plugin for plugin in before.plugins}
-    return [
-        _plugin_row(earlier.get(plugin.no), plugin, after.bounds_s, seconds)
-        for plugin in after.plugins
-    ]
+def _table(left: Sequence[str], right: Sequence[str], wide: bool) -> Table:
+    """Return an empty table: texts, then numbers. Only names are cut where there is no room."""
+    found = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    for number, name in enumerate((*left, *right)):
+        justify: Justify = "left" if number < len(left) else "right"
+        width = None if name != "plugin" else NAME_WIDTH
+        found.add_column(name, justify=justify, no_wrap=True, min_width=len(name), max_width=width)
+    return found
 
 
-def _plugin_row(
-    before: PluginFigures | None, after: PluginFigures, bounds_s: Sequence[float], seconds: float
-) -> PluginRow:
-    earlier = {} if before is None else {(h.hook, h.version): h for h in before.hooks}
-    # Another process starts its CPU time anew.
-    same = before is not None and before.pid == after.pid
-    cpu_s = after.cpu_s - before.cpu_s if before is not None and same else after.cpu_s
-    lines = after.log_lines - (0 if before is None else before.log_lines)
-    return PluginRow(
-        plugin=after.no,
-        version=after.version,
-        state=after.state,
-        pid=after.pid,
-        cpu_percent=round(max(0.0, cpu_s) / seconds * 100, 1),
-        rss_bytes=after.rss_bytes,
-        restarts=after.restarts,
-        log_lines_per_s=round(lines / seconds, 1),
-        log_lines_dropped=after.log_lines_dropped,
-        hooks=[
-            _hook_row(after.no, earlier.get((hook.hook, hook.version)), hook, bounds_s, seconds)
-            for hook in after.hooks
-            if hook.breaker
-        ],
-    )
+def _hook_table(hooks: Sequence[HookRow], wide: bool) -> Table:
+    numbers = ("calls/s", "p50 ms", "p99 ms", "at it", "queue", "lag")
+    found = _table(("plugin", "hook"), numbers, wide)
+    found.add_column("breaker", no_wrap=True)
+    if wide:
+        found.add_column("outcomes")
+    for row in hooks:
+        found.add_row(
+            cell(row.plugin, "bold"),
+            cell(row.hook),
+            f"{row.calls_per_s:,.1f}",
+            _ms(row.p50_ms),
+            _ms(row.p99_ms),
+            str(row.in_flight),
+            str(row.queued),
+            "" if row.lag is None else f"{row.lag:,}",
+            cell(row.breaker.replace("_", "-"), _BREAKER_STYLES.get(row.breaker, "green")),
+            *((_outcomes(row),) if wide else ()),
+        )
+    return found
 
 
-def _hook_row(
-    no: str,
-    before: HookFigures | None,
-    after: HookFigures,
-    bounds_s: Sequence[float],
-    seconds: float,
-) -> HookRow:
-    old_counts = [0] * len(after.durations) if before is None else before.durations
-    old_outcomes = {} if before is None else before.outcomes
-    counts = [new - old for new, old in zip(after.durations, old_counts, strict=True)]
-    return HookRow(
-        plugin=no,
-        hook=after.hook,
-        version=after.version,
-        calls_per_s=round(sum(counts) / seconds, 1),
-        p50_ms=quantile_ms(counts, bounds_s, 0.5),
-        p99_ms=quantile_ms(counts, bounds_s, 0.99),
-        outcomes={name: n - old_outcomes.get(name, 0) for name, n in after.outcomes.items()},
-        short_circuits=after.short_circuits - (0 if before is None else before.short_circuits),
-        in_flight=after.in_flight,
-        queued=after.queued,
-        breaker=after.breaker,
-        lag=after.lag,
-    )
+def _outcome_table(hooks: Sequence[HookRow]) -> Table:
+    found = _table(("plugin", "hook"), (), False)
+    found.add_column("outcomes")
+    for row in hooks:
+        found.add_row(cell(row.plugin, "bold"), cell(row.hook), _outcomes(row))
+    return found
 
 
-def quantile_ms(counts: Sequence[int], bounds_s: Sequence[float], share: float) -> float | None:
-    """Return a quantile in milliseconds, straight between a bucket's bounds.
-
-    The last bucket has no upper bound: what falls into it is told as its lower one.
-    """
-    wanted = sum(counts) * share
-    if wanted <= 0:
-        return None
-    low = 0.0
-    for count, high in zip(counts, bounds_s, strict=False):
-        if count and wanted <= count:
-            return round((low + (high - low) * wanted / count) * 1000, 3)
-        wanted -= count
-        low = high
-    return round(low * 1000, 3)
-
-
-def table(plugins: Sequence[PluginRow]) -> Group:
-    """Return the picture of one look."""
-    hooks = Table(box=None, pad_edge=False)
-    names = ("plugin", "hook", "version", "calls/s", "p50 ms", "p99 ms", "outcomes", "at it")
-    for name in (*names, "queue", "breaker", "lag"):
-        left = name in (*names[:3], "outcomes")
-        justify: Justify = "left" if left else "right"
-        # Only the outcomes may take several lines where the terminal is narrow.
-        hooks.add_column(name, justify=justify, no_wrap=name != "outcomes", min_width=len(name))
+def _process_table(plugins: Sequence[PluginRow], wide: bool) -> Table:
+    numbers = ("pid", "CPU %", "MiB", "restarts", "lines/s", "dropped")
+    found = _table(("plugin", "version", "state"), numbers, wide)
     for each in plugins:
-        for row in each.hooks:
-            hooks.add_row(
-                cell(row.plugin, "bold"),
-                cell(row.hook),
-                cell(row.version),
-                f"{row.calls_per_s:,.1f}",
-                _ms(row.p50_ms),
-                _ms(row.p99_ms),
-                _outcomes(row),
-                str(row.in_flight),
-                str(row.queued),
-                cell(row.breaker.replace("_", "-"), _BREAKER_STYLES.get(row.breaker, "green")),
-                "" if row.lag is None else f"{row.lag:,}",
-            )
-    processes = Table(box=None, pad_edge=False)
-    for name in ("plugin", "state", "pid", "CPU %", "MiB", "restarts", "log lines/s", "dropped"):
-        processes.add_column(name, justify="left" if name in ("plugin", "state") else "right")
-    for each in plugins:
-        processes.add_row(
+        found.add_row(
             cell(each.plugin, "bold"),
+            cell(each.version),
             cell(each.state, "green" if each.state == "running" else "yellow"),
             str(each.pid or ""),
             f"{each.cpu_percent:.1f}",
             f"{each.rss_bytes / _MIB:.1f}",
             str(each.restarts),
-            f"{each.log_lines_per_s:.1f}",
+            f"{each.log_lines_per_s:,.1f}",
             str(each.log_lines_dropped),
         )
-    if not plugins:
-        return Group(Text("no plugin is enabled"))
-    return Group(hooks, Text(), processes)
+    return found
 
 
 def _ms(value: float | None) -> str:
@@ -195,17 +115,120 @@ def _ms(value: float | None) -> str:
 
 
 def _outcomes(row: HookRow) -> Text:
-    text = Text()
     counts = {**row.outcomes, "short-circuited": row.short_circuits}
-    for name, count in counts.items():
-        if count:
-            failed = name in (*_FAILURES, "short-circuited")
-            text.append(f"{name} {count:,}  ", style="red" if failed else "")
-    return text
+    return Text("  ").join(
+        Text(f"{name} {count:,}", style="red" if name in _FAILURES else "")
+        for name, count in counts.items()
+        if count
+    )
+
+
+# --- looking ------------------------------------------------------------------------------------
 
 
 def _look(link: SyncLinkClient) -> AllPluginFigures:
     return expected(link.ask(GetPluginFigures()), AllPluginFigures)
+
+
+def _looks(data_path: Path, interval: float) -> Iterator[list[PluginRow]]:
+    """Yield what happened in each interval. Raises LinkError when the server is not there."""
+    with connect_operator(data_path) as link:
+        before = _look(link)
+        while True:
+            time.sleep(interval)
+            after = _look(link)
+            yield rows(before, after)
+            before = after
+
+
+class Screen:
+    """The live picture on a terminal: keys, resizing, and a server that goes and comes back.
+
+    Raises LinkError where no server runs at the beginning.
+    """
+
+    def __init__(self, console: Console, data_path: Path, interval: float) -> None:
+        self._console = console
+        self._data_path = data_path
+        self._interval = interval
+        self._link = connect_operator(data_path)
+        self._plugins: list[PluginRow] | None = None
+        self._problem = ""
+
+    def run(self) -> None:
+        """Show until Ctrl-C or q. The last picture stays on the terminal."""
+        live = Live(console=self._console, screen=True, auto_refresh=False)
+        try:
+            with suppress(KeyboardInterrupt), _keys(), live:
+                self._show(live)
+        finally:
+            self._link.close()
+        if self._plugins is not None:
+            self._console.print(table(self._plugins, self._console.width))
+
+    def _show(self, live: Live) -> None:
+        before = _look(self._link)
+        while self._wait(live):
+            try:
+                if self._problem:
+                    self._link = connect_operator(self._data_path)
+                    before, self._problem = _look(self._link), ""
+                    continue
+                after = _look(self._link)
+            except LinkError:
+                self._problem = "the server is gone, these are its last figures; waiting for it ..."
+                self._link.close()
+                continue
+            self._plugins = rows(before, after)
+            before = after
+
+    def _wait(self, live: Live) -> bool:
+        """Draw, then wait for the interval; drawn anew where the terminal changes its size. False:
+        the person wants to end."""
+        until = time.monotonic() + self._interval
+        drawn = None
+        while (left := until - time.monotonic()) > 0:
+            size = self._console.size
+            if size != drawn:
+                live.update(self._picture(), refresh=True)
+                drawn = size
+            if _key(min(left, KEY_POLL_S)) in ("q", "Q"):
+                return False
+        return True
+
+    def _picture(self) -> Group:
+        hint = Text(f"every {self._interval:g} s; q ends", style="dim", no_wrap=True)
+        if self._problem:
+            hint = Text(self._problem, style="bold red")
+        if self._plugins is None:
+            return Group(hint)
+        return Group(hint, Text(), table(self._plugins, self._console.width))
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Take single keys, unseen, and give the terminal back as it was."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _key(timeout_s: float) -> str:
+    """Return the key that is pressed within the time, "" for none."""
+    if not sys.stdin.isatty():
+        time.sleep(timeout_s)
+        return ""
+    descriptor = sys.stdin.fileno()
+    ready, _, _ = select.select([descriptor], [], [], timeout_s)
+    # A terminal that has gone reads as nothing: that is an end as well.
+    return os.read(descriptor, 1).decode("latin-1") or "q" if ready else ""
 
 
 @click.command()
@@ -222,26 +245,21 @@ def _look(link: SyncLinkClient) -> AllPluginFigures:
 def top(session: Session, once: bool, interval: float, as_json: bool) -> None:
     """Show per plugin and hook: calls, durations, outcomes, queues, breaker, CPU, memory.
 
-    Goes on until Ctrl-C. Rates and quantiles are of the last interval.
+    Goes on until q or Ctrl-C, also over restarts of the server. Rates and quantiles are of the last
+    interval.
     """
-    settings = session.settings()
+    data_path = session.settings().data_path
     try:
-        link = connect_operator(settings.data_path)
+        if not (once or as_json) and session.out.is_terminal:
+            Screen(session.out, data_path, interval).run()
+            return
+        with suppress(KeyboardInterrupt):
+            for plugins in _looks(data_path, interval):
+                if as_json:
+                    session.json(plugins)
+                else:
+                    session.out.print(table(plugins, session.out.width))
+                if once:
+                    return
     except NoServerError:
-        raise plugin_offline.needs_server("top", settings.data_path) from None
-    live = None if once or as_json else Live(console=session.out, auto_refresh=False)
-    with link, suppress(KeyboardInterrupt), live or nullcontext():
-        before = _look(link)
-        while True:
-            time.sleep(interval)
-            after = _look(link)
-            plugins = rows(before, after)
-            if as_json:
-                session.json(plugins)
-            elif live is None:
-                session.out.print(table(plugins))
-            else:
-                live.update(table(plugins), refresh=True)
-            if once:
-                return
-            before = after
+        raise plugin_offline.needs_server("top", data_path) from None

@@ -23,7 +23,7 @@ from wkhost.cli.plugin_views import cell
 from wkhost.cli.session import Session, expected, json_option, pass_session
 from wkhost.config import Settings
 from wkhost.link.client_sync import SyncLinkClient, connect_operator
-from wkhost.link.contract import GetPluginValues, PluginValues
+from wkhost.link.contract import GetPluginOrder, GetPluginValues, PluginOrder, PluginValues
 from wkhost.link.errors import NoServerError
 from wkhost.plugin_host.secret_store import SecretKey
 from wkhost.plugin_host.trial import (
@@ -53,6 +53,18 @@ def payload_of(text: str, *, raw: bool) -> bytes:
         except ValueError:
             text = json.dumps({"type": 1, "content": text}, ensure_ascii=False)
     return text.encode()
+
+
+def _deciding(settings: Settings) -> list[str]:
+    """Return the plugins that decide now: those of the running server, which may have been told
+    others than the enabled ones, or else the enabled ones."""
+    try:
+        with connect_operator(settings.data_path) as link:
+            order = expected(link.ask(GetPluginOrder()), PluginOrder)
+    except NoServerError:
+        entries = catalog(settings).registry.entries()
+        return [no for no, entry in entries.items() if entry.enabled]
+    return sorted({no for places in order.hooks.values() for no, _ in places})
 
 
 def _values(settings: Settings, numbers: list[str]) -> dict[str, list[tuple[bytes, bytes]]]:
@@ -88,8 +100,7 @@ async def _stored_values(
 
 
 def _run(settings: Settings, message: Message) -> Trial:
-    registry = catalog(settings).registry
-    numbers = [no for no, entry in registry.entries().items() if entry.enabled]
+    numbers = _deciding(settings)
     folder = Path(tempfile.mkdtemp(prefix="wkhost-try-"))
     trial_settings = TrialSettings(
         budget_s=settings.plugin.timeout_s,
@@ -100,7 +111,7 @@ def _run(settings: Settings, message: Message) -> Trial:
     try:
         values = _values(settings, numbers)
         attempt = partial(
-            try_message, message, settings.plugin_path, folder, values, trial_settings
+            try_message, message, settings.plugin_path, folder, values, trial_settings, numbers
         )
         return trio.run(attempt)
     finally:
@@ -153,7 +164,7 @@ def _show(session: Session, trial: Trial) -> None:
         if layer == "none":
             session.warn(f"{no}: nothing keeps this copy from the network (no sandbox)")
     if not trial.steps:
-        session.line("no enabled plugin has a send hook")
+        session.line("no plugin decides about messages (none has a send hook, or none is enabled)")
     for number, step in enumerate(trial.steps, 1):
         session.out.print(_headline(number, step))
         for line in diff(step.before, step.after):

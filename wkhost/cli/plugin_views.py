@@ -20,6 +20,11 @@ _STYLES = {
 }
 
 
+ORDER_RULE = """\
+1 is asked first. What counts: stage (guard, transform, seal, observe), then
+before and after of the manifests, then priority (larger first), then the name."""
+
+
 def show_status(session: Session, status: PluginStatus, what: str, as_json: bool) -> None:
     """Print what became of a plugin."""
     if as_json:

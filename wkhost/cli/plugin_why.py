@@ -43,7 +43,7 @@ def _facts(trail: MessageTrail) -> list[tuple[str, str]]:
     facts.append(("channel", f"{trail.channel_id} (type {trail.channel_type})"))
     if trail.door:
         facts.append(("door", trail.door))
-    facts.append(("at", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(trail.at))))
+    facts.append(("at", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(trail.at))))
     return facts
 
 

@@ -96,9 +96,14 @@ class TrialSettings(msgspec.Struct, frozen=True):
 
 
 async def try_message(
-    message: Message, plugins_dir: Path, folder: Path, values: Values, settings: TrialSettings
+    message: Message,
+    plugins_dir: Path,
+    folder: Path,
+    values: Values,
+    settings: TrialSettings,
+    names: Sequence[str] | None = None,
 ) -> Trial:
-    """Run `message` through copies of the plugins enabled in `plugins_dir`.
+    """Run `message` through copies of the plugins `names`, or of those enabled in `plugins_dir`.
 
     `folder` is an empty private folder with a short path. Raises PluginError.
     """
@@ -112,11 +117,11 @@ async def try_message(
         await nursery.start(run.dispatcher.run)
         await nursery.start(host.run)
         try:
-            await host.start_set(None)
+            await host.start_set(names)
             await run.decide(message)
         finally:
             with trio.move_on_after(STOP_S, shield=True):
-                network, problems = _look_at(host)
+                network, problems = _look_at(host, names)
                 await host.stop()
             nursery.cancel_scope.cancel()
     await store.close()
@@ -156,11 +161,12 @@ async def _put_values(store: Store, plugins_dir: Path, values: Values) -> None:
             await kept.put(key, value, _NO_QUOTA)
 
 
-def _look_at(host: PluginHost) -> tuple[dict[str, str], list[str]]:
+def _look_at(host: PluginHost, names: Sequence[str] | None) -> tuple[dict[str, str], list[str]]:
     """Return what keeps each plugin from the network, and who does not run and why."""
     network, problems = {}, []
     for status in host.list().plugins:
-        if status.enabled and status.state != "running":
+        wanted = status.enabled if names is None else status.no in names
+        if wanted and status.state != "running":
             problems.append(f"{status.no}: {status.state}, {status.detail}")
         with suppress(PluginError):
             network[status.no] = host.layers(status.no).get("net", "none")

@@ -96,3 +96,18 @@ def test_a_folder_that_cannot_be_copied_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     with pytest.raises(PluginError, match="cannot be copied for a dry run"):
         copy_plugins(tmp_path / "plugins", tmp_path / "copy")
+
+
+async def test_those_that_decide_are_tried_whether_or_not_they_are_enabled(tmp_path: Path) -> None:
+    """`wkhost run --plugins` runs others than the enabled ones."""
+    async with running(tmp_path) as it:
+        await it.install(plugin(tmp_path / "s", "a", policy="open"))
+        await it.install(plugin(tmp_path / "s", "b", policy="open"), enable=False)
+    folder = tmp_path / "t"
+    folder.mkdir(mode=0o700)
+    message = Message(MESSAGE_ID, "g", 2, "alice", "", b"hi")
+    settings = TrialSettings(budget_s=1.0, max_payload_bytes=1024, host_version="test")
+    with trio.fail_after(30):
+        trial = await try_message(message, tmp_path / "plugins", folder, {}, settings, ["b"])
+    assert [(step.no, step.state) for step in trial.steps] == [("b", "asked")]
+    assert trial.problems == []

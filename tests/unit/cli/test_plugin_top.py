@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wkhost.cli.plugin_top import quantile_ms, rows
+from wkhost.cli.plugin_rates import quantile_ms, rows
 from wkhost.link.contract import AllPluginFigures, HookFigures, PluginFigures
 
 BOUNDS_S = [0.001, 0.002, 0.004]
