@@ -97,7 +97,8 @@ class Dispatcher:
             while deadlines and not _waits(*deadlines[0]):
                 deadlines.popleft()
             deadlines.append((passage.deadline, passage))
-            self._look_at(passage.deadline)
+            if passage.deadline < self._sleeps_until:
+                self._wake.set()
         return False
 
     def _advance(self, passage: Passage) -> bool:

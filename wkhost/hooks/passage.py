@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from wkhost.hooks.chain import Chain
 from wkhost.hooks.records import HookLine
 from wkhost.hooks.target import SendOrigin
 from wkhost.hooks.verdict import Failure, Refuse
 from wkhost.types import Message
 
+UNKNOWN: Any = None
+"""Stands in a field that is set before anybody reads it."""
 
-class Passage:
+
+class Passage(msgspec.Struct, eq=False):
     """One message between admission and decision.
 
     `step` is the index of the chain's step that is asked now; `deadline` ends the budget of the
@@ -19,35 +26,18 @@ class Passage:
     (0.0 = decided without asking).
     """
 
-    __slots__ = (
-        "call_id",
-        "called_at",
-        "chain",
-        "deadline",
-        "failed_at",
-        "failure",
-        "held_since",
-        "line",
-        "message",
-        "origin",
-        "refusal",
-        "step",
-    )
-
-    failure: Failure
-    failed_at: float
-    line: HookLine
-
-    def __init__(self, message: Message, origin: SendOrigin, chain: Chain) -> None:
-        self.message = message
-        self.origin = origin
-        self.chain = chain
-        self.step = 0
-        self.call_id = 0
-        self.deadline = 0.0
-        self.called_at = 0.0
-        self.held_since = 0.0
-        self.refusal: Refuse | None = None
+    message: Message
+    origin: SendOrigin
+    chain: Chain
+    step: int = 0
+    call_id: int = 0
+    deadline: float = 0.0
+    called_at: float = 0.0
+    held_since: float = 0.0
+    refusal: Refuse | None = None
+    failure: Failure = UNKNOWN
+    failed_at: float = 0.0
+    line: HookLine = UNKNOWN
 
     def __repr__(self) -> str:
         return f"<Passage {self.message.message_id} step {self.step}>"

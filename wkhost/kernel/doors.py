@@ -96,7 +96,7 @@ class Doors:
             message,
             session.origin,
             self._path.dispatcher.chain,
-            channel,
+            channel=channel,
             conn_id=session.conn_id,
             client_seq=send.client_seq,
         )
@@ -137,7 +137,7 @@ class Doors:
         )
         origin = _HTTP if door == _HTTP.door else _plugin_origin(door)
         channel = self._channels.get(channel_id, channel_type)
-        m = Inflight(message, origin, self._path.dispatcher.chain, channel, done=done)
+        m = Inflight(message, origin, self._path.dispatcher.chain, channel=channel, done=done)
         if request.subscribers:
             m.recipients = list(dict.fromkeys(request.subscribers))
         if problem is not None:

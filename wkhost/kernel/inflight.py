@@ -6,10 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
-from wkhost.hooks.chain import Chain
 from wkhost.hooks.lookup import LookupAnswer
-from wkhost.hooks.passage import Passage
-from wkhost.hooks.target import SendOrigin
+from wkhost.hooks.passage import UNKNOWN, Passage
 from wkhost.kernel.channels import ChannelState
 from wkhost.types import Message
 
@@ -56,7 +54,7 @@ class Waiter:
         self.done = done
 
 
-class Inflight(Passage):
+class Inflight(Passage, eq=False):
     """One message, from admission until it is durable and answered, or refused.
 
     `conn_id` is the sending connection (0: another door), `done` the callback of another door.
@@ -65,45 +63,21 @@ class Inflight(Passage):
     `trusted` senders skip the checks of the sender.
     """
 
-    __slots__ = (
-        "channel",
-        "channel_answer",
-        "client_seq",
-        "conn_id",
-        "done",
-        "joined",
-        "lane",
-        "progress",
-        "recipients",
-        "size",
-        "trusted",
-        "user_answer",
-    )
+    channel: ChannelState = UNKNOWN
+    conn_id: int = 0
+    client_seq: int = 0
+    done: SentCallback | None = None
+    joined: list[Waiter] | None = None
+    lane: Lane | None = None
+    progress: Progress = Progress.WAITING
+    recipients: list[str] | None = None
+    size: int = 0
+    channel_answer: LookupAnswer | Unasked = UNASKED
+    user_answer: LookupAnswer | Unasked = UNASKED
 
-    def __init__(
-        self,
-        message: Message,
-        origin: SendOrigin,
-        chain: Chain,
-        channel: ChannelState,
-        *,
-        conn_id: int = 0,
-        client_seq: int = 0,
-        done: SentCallback | None = None,
-    ) -> None:
-        super().__init__(message, origin, chain)
-        self.channel = channel
-        self.conn_id = conn_id
-        self.client_seq = client_seq
-        self.done = done
-        self.joined: list[Waiter] | None = None
-        self.lane: Lane | None = None
-        self.progress = Progress.WAITING
-        self.recipients: list[str] | None = None
-        self.size = 0
-        self.trusted = conn_id == 0
-        self.channel_answer: LookupAnswer | Unasked = UNASKED
-        self.user_answer: LookupAnswer | Unasked = UNASKED
+    @property
+    def trusted(self) -> bool:
+        return self.conn_id == 0
 
 
 class Lane:

@@ -104,7 +104,10 @@ class SendPath:
                 self._deny(m, reason)
             return
         self._lanes.enter(m, lane)
-        self._look_up(m)
+        if chain.channel_get or chain.user_get:
+            self._look_up(m)
+        else:
+            self._check(m)
 
     def _is_repeat(self, m: Inflight) -> bool:
         """Answer or join when this is a repeat of (channel, from_uid, client_msg_no)."""

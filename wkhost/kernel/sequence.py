@@ -94,8 +94,10 @@ class Committer:
 
     def put(self, m: Inflight) -> None:
         """Take a message that is ready to be stored."""
-        self._queue.append(m)
-        self._wake.set()
+        queue = self._queue
+        queue.append(m)
+        if len(queue) == 1:
+            self._wake.set()
 
     async def commit_rows(self, rows: Sequence[Row]) -> None:
         """Make metadata rows durable. Raises: StoreError (what became of them is unknown).

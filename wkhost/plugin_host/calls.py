@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
+import msgspec
+
 from wkhost.hooks.records import HookLines
 from wkhost.hooks.target import (
     Answer,
@@ -23,7 +25,7 @@ from wkhost.plugin_host import codec
 from wkhost.plugin_host.handshake import Identity
 from wkhost.types import Message
 
-_OVERHEAD_BYTES = 256
+OVERHEAD_BYTES = 256
 """What a waiting call holds besides its payload, roughly."""
 
 own_call_ids = count(1 << 48)
@@ -49,52 +51,27 @@ class Carrier(Protocol):
     def lineage_of_message(self, message: Message) -> bytes: ...
 
 
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """One call. `reply` None: the answer goes to the dispatcher.
 
     `encode` gets the call, the session it leaves by and the time, and returns the call's field of
     a batch; it runs when there is credit, so that the budget on the wire is what is really left.
-    After `deadline` it is not sent any more. `moves` says whether a planned reload may issue the
-    call again to the next generation; `lines` are then what it counts for.
+    `estimate` is what it takes while it waits, in bytes, `size` what its field took. After
+    `deadline` it is not sent any more. `moves` says whether a planned reload may issue the call
+    again to the next generation; `lines` are then what it counts for.
     """
 
-    __slots__ = (
-        "allowed",
-        "attempt",
-        "call",
-        "call_id",
-        "deadline",
-        "encode",
-        "estimate",
-        "lines",
-        "moves",
-        "reply",
-        "size",
-    )
-
-    def __init__(
-        self,
-        call_id: int,
-        call: Any,
-        encode: Callable[[Pending, Carrier, float], bytes],
-        allowed: tuple[type, ...],
-        payload_bytes: int = 0,
-        reply: Callable[[Answer], None] | None = None,
-        *,
-        deadline: float = math.inf,
-        moves: bool = True,
-    ) -> None:
-        self.call_id = call_id
-        self.call = call
-        self.encode = encode
-        self.allowed = allowed
-        self.estimate = payload_bytes + _OVERHEAD_BYTES
-        self.reply = reply
-        self.moves = moves
-        self.deadline = deadline
-        self.attempt = 1
-        self.lines: HookLines | None = None
-        self.size = 0
+    call_id: int
+    call: Any
+    encode: Callable[[Pending, Carrier, float], bytes]
+    allowed: tuple[type, ...]
+    estimate: int = OVERHEAD_BYTES
+    reply: Callable[[Answer], None] | None = None
+    deadline: float = math.inf
+    moves: bool = True
+    attempt: int = 1
+    size: int = 0
+    lines: HookLines | None = None
 
     @property
     def hook(self) -> str:
@@ -139,7 +116,7 @@ def user_get(call: UserGetCall) -> Pending:
 def persist_after(
     messages: Sequence[Message], budget_s: float, reply: Callable[[Answer], None]
 ) -> Pending:
-    size = sum(len(message.payload) + _OVERHEAD_BYTES for message in messages)
+    size = sum(len(message.payload) + OVERHEAD_BYTES for message in messages)
 
     def encode(pending: Pending, session: Carrier, now: float) -> bytes:
         spec = session.identity.manifest.hooks.get("persist_after")
@@ -152,7 +129,13 @@ def persist_after(
 
     # The observer itself offers the messages again, once this generation is done with them.
     return Pending(
-        next(own_call_ids), "persist_after", encode, _CONTINUE_ONLY, size, reply, moves=False
+        next(own_call_ids),
+        "persist_after",
+        encode,
+        _CONTINUE_ONLY,
+        OVERHEAD_BYTES + size,
+        reply,
+        moves=False,
     )
 
 
@@ -168,7 +151,7 @@ def receive(
         )
         return codec.field_bytes(codec.RECEIVE, content)
 
-    size = len(message.payload) + sum(map(len, uids))
+    size = OVERHEAD_BYTES + len(message.payload) + sum(map(len, uids))
     return Pending(next(own_call_ids), "receive", encode, _CONTINUE_ONLY, size, reply)
 
 
@@ -179,7 +162,8 @@ def webhook(
         content = codec.webhook_call(pending.call_id, event, data_json, int(budget_s * 1000))
         return codec.field_bytes(codec.WEBHOOK, content)
 
-    return Pending(next(own_call_ids), "webhook", encode, _WEBHOOK_ANSWERS, len(data_json), reply)
+    size = OVERHEAD_BYTES + len(data_json)
+    return Pending(next(own_call_ids), "webhook", encode, _WEBHOOK_ANSWERS, size, reply)
 
 
 def config_update(
@@ -191,7 +175,7 @@ def config_update(
         )
         return codec.field_bytes(codec.CONFIG_UPDATE, content)
 
-    call_id, size = next(own_call_ids), len(config_json)
+    call_id, size = next(own_call_ids), OVERHEAD_BYTES + len(config_json)
     return Pending(call_id, "config_update", encode, _LIFECYCLE_ANSWERS, size, reply, moves=False)
 
 
@@ -200,7 +184,9 @@ def health(budget_s: float, reply: Callable[[Answer], None]) -> Pending:
         content = codec.health_call(pending.call_id, int(budget_s * 1000))
         return codec.field_bytes(codec.HEALTH, content)
 
-    return Pending(next(own_call_ids), "health", encode, _LIFECYCLE_ANSWERS, 0, reply, moves=False)
+    return Pending(
+        next(own_call_ids), "health", encode, _LIFECYCLE_ANSWERS, reply=reply, moves=False
+    )
 
 
 def stop(reason: str, budget_s: float, reply: Callable[[Answer], None]) -> Pending:
@@ -208,7 +194,7 @@ def stop(reason: str, budget_s: float, reply: Callable[[Answer], None]) -> Pendi
         content = codec.stop_call(pending.call_id, reason, int(budget_s * 1000))
         return codec.field_bytes(codec.STOP, content)
 
-    return Pending(next(own_call_ids), "stop", encode, _LIFECYCLE_ANSWERS, 0, reply, moves=False)
+    return Pending(next(own_call_ids), "stop", encode, _LIFECYCLE_ANSWERS, reply=reply, moves=False)
 
 
 def _budget_ms(deadline: float, now: float) -> int:

@@ -73,8 +73,9 @@ class PluginProxy:
             call,
             calls.encode_send,
             calls.SEND_ANSWERS,
-            len(call.message.payload),
-            deadline=call.deadline,
+            calls.OVERHEAD_BYTES + len(call.message.payload),
+            None,
+            call.deadline,
         )
         session = self.session
         if session is not None and session.alive:

@@ -13,7 +13,7 @@ CHANNEL = ChannelState("g", 2)
 
 def inflight(number: int, *, door: str = "client", sender: str = "u", size: int = 1) -> Inflight:
     message = Message(number, "g", 2, sender, "", b"")
-    m = Inflight(message, SendOrigin(door), EMPTY_CHAIN, CHANNEL)
+    m = Inflight(message, SendOrigin(door), EMPTY_CHAIN, channel=CHANNEL)
     m.size = size
     return m
 
