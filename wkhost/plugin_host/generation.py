@@ -268,9 +268,11 @@ class Generation:
         return finished
 
     async def _watch_exit(self, process: Process) -> None:
+        # Its calls are decided before its end is told: with the sandbox that takes longer.
+        await process.died()
+        self.session.lose("the process ended")
         self._exit = process.exit_text(await process.wait())
         self._exited.set()
-        self.session.lose(f"the process {self._exit}")
 
     async def _end_process(self, process: Process) -> None:
         """Let it end, then make it end; returns when it has."""

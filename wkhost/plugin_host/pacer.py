@@ -46,9 +46,10 @@ class Pacer:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
+                # Being woken was a turn already.
                 while self._waiting:
-                    await trio.lowlevel.checkpoint()
                     self._answers.answered(*self._waiting.popleft())
+                    await trio.lowlevel.checkpoint()
         finally:
             self._running = False
             while self._waiting:

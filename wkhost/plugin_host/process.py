@@ -89,6 +89,9 @@ class Process(Protocol):
     def signal(self, number: int) -> None:
         """Signal the whole group; nothing happens when it is gone."""
 
+    async def died(self) -> None:
+        """Return as soon as a part of it has ended: the rest is on its way down."""
+
     async def wait(self) -> int:
         """Return the exit status once it has ended and is reaped."""
 
@@ -213,8 +216,11 @@ class PlainProcess:
                 # Not yet the leader of its group: it was started a moment ago.
                 os.kill(self.pid, number)
 
-    async def wait(self) -> int:
+    async def died(self) -> None:
         await trio.lowlevel.wait_readable(self._pidfd)
+
+    async def wait(self) -> int:
+        await self.died()
         self.signal(signal.SIGKILL)
         return self._popen.wait()
 

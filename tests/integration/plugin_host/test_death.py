@@ -35,8 +35,21 @@ async def be_busy() -> None:
         await trio.sleep(REST_S)
 
 
-@pytest.mark.parametrize("busy", [False, True])
-async def test_a_death_is_a_decision_within_milliseconds(tmp_path: Path, busy: bool) -> None:
+def launcher_of(pid: int) -> int:
+    """The outermost process of its sandbox."""
+    while True:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        parent = int(stat.split()[1])
+        if parent == os.getpid():
+            return pid
+        pid = parent
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("victim", ["plugin", "launcher"])
+async def test_a_death_is_a_decision_within_milliseconds(
+    tmp_path: Path, busy: bool, victim: str
+) -> None:
     took: list[float] = []
     never = "pass"
     async with running(tmp_path, rules=Rules(crashes=1000)) as it:
@@ -52,7 +65,7 @@ async def test_a_death_is_a_decision_within_milliseconds(tmp_path: Path, busy: b
                     nursery.start_soon(be_busy)
                     await trio.sleep(0.05)
                 killed = trio.current_time()
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid if victim == "plugin" else launcher_of(pid), signal.SIGKILL)
                 answers = await it.recorder.wait(*calls)
                 nursery.cancel_scope.cancel()
             assert all(isinstance(a, Failure) and a.outcome is Outcome.CRASH for a in answers)
@@ -60,5 +73,7 @@ async def test_a_death_is_a_decision_within_milliseconds(tmp_path: Path, busy: b
             took += [(it.recorder.times[call] - killed) * 1000 for call in calls]
     took.sort()
     loop = "busy" if busy else "idle"
-    print(f"\n{loop} loop: death to decision p50 {took[len(took) // 2]:.1f} ms, max {took[-1]:.1f}")
+    print(
+        f"\n{victim}, {loop} loop: death to decision p50 {took[len(took) // 2]:.1f} ms, max {took[-1]:.1f}"
+    )
     assert took[len(took) // 2] < LIMIT_MS

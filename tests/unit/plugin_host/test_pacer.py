@@ -46,6 +46,21 @@ async def test_a_thousand_failures_leave_turns_to_others() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_the_second_portion_comes_in_the_next_turn() -> None:
+    heard = Heard()
+    pacer = Pacer(heard)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pacer.run)
+        for done in range(20):
+            await trio.testing.wait_all_tasks_blocked()
+            pacer.answered("a", [(number, DEAD) for number in range(2 * PORTION)])
+            # Who of one turn goes first is random; after two, everybody has had one.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            assert len(heard.portions) == 2 * (done + 1)
+        nursery.cancel_scope.cancel()
+
+
 async def test_verdicts_and_small_batches_are_not_delayed() -> None:
     heard = Heard()
     pacer = Pacer(heard)

@@ -195,14 +195,17 @@ class SandboxProcess:
         except ProcessLookupError:
             pass  # it ends by itself just now
 
-    async def wait(self) -> int:
-        if self._status is not None:
-            return self._status
+    async def died(self) -> None:
         while not self._ends.poll(0):
             with trio.move_on_after(LOOK_EVERY_S) as waiting:
                 await trio.lowlevel.wait_readable(self._ends.fileno())
             if waiting.cancelled_caught and await self._watch.exceeded(self._plugin):
                 self.signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        if self._status is not None:
+            return self._status
+        await self.died()
         with trio.CancelScope(shield=True):
             status = self._status = await self._collect()
         return status
