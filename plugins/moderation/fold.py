@@ -19,6 +19,6 @@ _FOLD = _Fold()
 
 def fold(text: str) -> str:
     """Fold case per character; the result has as many characters as `text`."""
-    if text.isascii():
-        return text.lower()
-    return text.translate(_FOLD)
+    # No character folds to less than one, and none looks at its neighbours.
+    folded = text.casefold()
+    return folded if len(folded) == len(text) else text.translate(_FOLD)
