@@ -53,6 +53,7 @@ chaos: export CHAOS_RATE ?= 1000
 chaos: export CHAOS_SPARE_KILLS ?= 120
 chaos: export CHAOS_OBSERVED ?= 100000
 chaos: export CHAOS_OBSERVER_KILLS ?= 20
+chaos: export HOSTILE_TIMES ?= 10000
 chaos: $(TEST_STAMP)
 	$(BIN)/pytest -m "chaos or slow" -o faulthandler_timeout=1200 $(ARGS)
 

@@ -1,9 +1,12 @@
-"""Each way to break the rules of the stream, ten thousand times over: who else notices?
+"""Each way to break the rules of the stream, many times over: who else notices?
 
 A violation ends its stream, and a real plugin needs a new process for the next one, which takes a
-tenth of a second. Here another process dials again at once. While the other lane is measured,
-streams break five times as fast as any plugin could break them, and then as fast as they can.
-HOSTILE_TIMES sets how often (10,000).
+tenth of a second, until the tenth puts it into quarantine. Here another process dials again at
+once, so that the count is of violations and not of restarts. HOSTILE_TIMES sets how often (100).
+
+Whoever dials 50 times a second is felt, if only as another process on the same processors. So p99
+of the other lane is held against that beside a peer that dials as often and keeps the rules; the
+figure of a quiet host is printed too.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import h2.config
 import h2.connection
@@ -38,15 +42,14 @@ from wkhost.plugin_host.lineage import Lineage
 from wkhost.plugin_host.manifest import read_manifest
 from wkhost.plugin_host.session import MAX_BATCH_BYTES, Session
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = pytest.mark.chaos
 
-TIMES = int(os.environ.get("HOSTILE_TIMES", "10000"))
-MEASURED_TIMES, MEASURED_PER_S = 250, 50.0
+TIMES = int(os.environ.get("HOSTILE_TIMES", "100"))
+MEASURED_TIMES, MEASURED_PER_S = 60, 50.0
+PAIRS = 5
 FASTEST_PER_S = 2000.0
 GROWTH_BYTES = 16 * 1024 * 1024
 P99_RATIO = 1.5
-SLACK_S = 0.003
-"""Of a busy machine's scheduler: a ratio of two figures of a millisecond says little there."""
 PROBES = 300
 TOKEN = bytes(range(32))
 IDS = list(range(1, 9))
@@ -58,7 +61,9 @@ def _verdicts(continued: Sequence[int] = (), answers: Sequence[pb.Verdict] = ())
 
 
 _LARGE = [pb.Verdict(call_id=i, replace=pb.Replace(payload=bytes(140_000))) for i in (1, 2)]
+SECOND_STREAM = "second stream"
 VIOLATIONS: dict[str, list[bytes]] = {
+    SECOND_STREAM: [],
     "unknown id": [_verdicts([2**40])],
     "foreign id": [_verdicts([10**9])],
     "duplicate": [_verdicts([1]), _verdicts([1])],
@@ -74,7 +79,9 @@ VIOLATIONS: dict[str, list[bytes]] = {
     "second hello": [pb.PluginFrame(hello=pb.Hello(token=TOKEN)).SerializeToString()],
     "no frame": [b"\xff\xff\xff\xff" * 16],
 }
+HONEST = [_verdicts(IDS)]
 REASONS = {
+    SECOND_STREAM: "a second stream was opened",
     "unknown id": "which is not outstanding",
     "foreign id": "which is not outstanding",
     "duplicate": "which is not outstanding",
@@ -117,7 +124,7 @@ for _ in range(times):
 """
 
 
-def _bytes_of(frames: Sequence[bytes]) -> bytes:
+def _bytes_of(frames: Sequence[bytes], *, second_stream: bool = False) -> bytes:
     """Return all that a client sends on one connection."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
@@ -131,6 +138,9 @@ def _bytes_of(frames: Sequence[bytes]) -> bytes:
         for at in range(0, len(content), 16384):
             part = content[at : at + 16384]
             out += len(part).to_bytes(3, "big") + b"\0\0" + (1).to_bytes(4, "big") + part
+    if second_stream:
+        client.send_headers(3, [*head, ("content-type", "application/grpc"), ("te", "trailers")])
+        out += client.data_to_send()
     return out
 
 
@@ -217,37 +227,67 @@ async def _attacked(
             dialler.kill()
 
 
-@pytest.mark.parametrize("name", VIOLATIONS)
-async def test_ten_thousand_violations_cost_nobody_else_anything(name: str, tmp_path: Path) -> None:
-    data = _bytes_of([*_hello(), *VIOLATIONS[name]])
-    decisions = Decisions()
+def _identity(tmp_path: Path) -> Identity:
     raw = write_plugin(tmp_path / "raw", "raw")
-    identity = Identity(read_manifest(Path(raw)), 1, b"{}", 1, 512 * 1024, "test")
-    async with running(tmp_path) as it:
-        await it.install(write_plugin(tmp_path / "good", "good"))
-        await _p99(it)
-        quiet = await _p99(it)
-        gc.collect()
-        before = psutil.Process().memory_info().rss
-        attacked = 0.0
-        async with trio.open_nursery() as nursery:
-            attack = partial(_attacked, tmp_path / "h", data, identity, decisions)
-            nursery.start_soon(attack, MEASURED_TIMES, MEASURED_PER_S)
-            attacked = await _p99(it)
-        await attack(TIMES - MEASURED_TIMES, FASTEST_PER_S)
-        gc.collect()
-        grown = psutil.Process().memory_info().rss - before
-        assert it.host.info("good").restarts == 0
-    print(
-        f"\n{name}: {TIMES} times, p99 of the other lane {quiet * 1000:.2f} -> "
-        f"{attacked * 1000:.2f} ms, memory {grown / 2**20:+.1f} MiB, {dict(decisions.counts)}, "
-        f"{dict(decisions.reasons)}"
+    return Identity(read_manifest(Path(raw)), 1, b"{}", 1, 512 * 1024, "test")
+
+
+def _conversation(name: str) -> bytes:
+    return _bytes_of([*_hello(), *VIOLATIONS[name]], second_stream=name == SECOND_STREAM)
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+async def test_violations_decide_nothing_wrong_and_leave_no_memory(
+    name: str, tmp_path: Path
+) -> None:
+    decisions = Decisions()
+    attack = partial(
+        _attacked, tmp_path / "h", _conversation(name), _identity(tmp_path), per_s=FASTEST_PER_S
     )
-    assert decisions.reasons == {next(iter(decisions.reasons)): TIMES}
-    assert REASONS[name] in next(iter(decisions.reasons))
+    await attack(Decisions(), 20)
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    await attack(decisions, TIMES)
+    gc.collect()
+    grown = psutil.Process().memory_info().rss - before
+    print(f"\n{name}: {TIMES} times, memory {grown / 2**20:+.1f} MiB, {dict(decisions.counts)}")
+    assert len(decisions.reasons) == 1
+    ((reason, times),) = decisions.reasons.items()
+    assert times == TIMES
+    assert REASONS[name] in reason
     right = RIGHT_VERDICTS.get(name, 0) * TIMES
     assert decisions.counts["Continue"] == right
     assert decisions.counts["Failure"] == len(IDS) * TIMES - right
     assert set(decisions.counts) <= {"Continue", "Failure"}
     assert grown <= GROWTH_BYTES
-    assert attacked <= max(P99_RATIO * quiet, quiet + SLACK_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VIOLATIONS)
+async def test_violations_are_felt_no_more_than_a_peer_that_keeps_the_rules(
+    name: str, tmp_path: Path
+) -> None:
+    identity = _identity(tmp_path)
+    quiet, kept, broken = [], [], []
+    async with running(tmp_path) as it:
+        await it.install(write_plugin(tmp_path / "good", "good"))
+        await _p99(it)
+
+        async def beside(data: bytes) -> float:
+            async with trio.open_nursery() as nursery:
+                attack = partial(_attacked, tmp_path / "h", data, identity, Decisions())
+                nursery.start_soon(attack, MEASURED_TIMES, MEASURED_PER_S)
+                return await _p99(it)
+
+        for _ in range(PAIRS):
+            quiet.append(await _p99(it))
+            kept.append(await beside(_bytes_of([*_hello(), *HONEST])))
+            broken.append(await beside(_conversation(name)))
+        assert it.host.info("good").restarts == 0
+    ratio = median(each / beside for each, beside in zip(broken, kept, strict=True))
+    print(
+        f"\n{name}: p99 of the other lane {median(quiet) * 1000:.2f} ms quiet, "
+        f"{median(kept) * 1000:.2f} beside a peer that keeps the rules, "
+        f"{median(broken) * 1000:.2f} beside one that breaks them, ratio {ratio:.2f}"
+    )
+    assert ratio <= P99_RATIO
