@@ -5,8 +5,8 @@ it does besides, observers' work included, is its own account. On a machine with
 nobody minds. Where less than `HEADROOM` is free, whoever wakes waits for a core, and every user
 notices; then a plugin with much on its own account gets what is left without the headroom, at least
 `LEAST_SHARE`, until it wants less or there is room again. So does one that its quota stops again
-and again, with more busy threads than it may have, or that takes more than it may where no quota is.
-A quota alone would not do: it bounds what is taken in a second, not when.
+and again, with more busy threads than it may have, or that takes more than it may where no quota
+is. A quota alone would not do: it bounds what is taken in a second, not when.
 
 Other processes start politely the same way where the old one serves meanwhile, for a while.
 """
@@ -22,9 +22,9 @@ import structlog
 import trio
 
 LOOK_EVERY_S = 0.25
-HEADROOM = 0.75
-"""Cores; less on a machine with one."""
-LEAST_SHARE = 0.1
+HEADROOM = 1.0
+"""Cores, or half of the machine's. A scheduler that sees its cores busy looks for no idle one."""
+LEAST_SHARE = 0.05
 LEAST_START_SHARE = 0.25
 OWN_SHARE = 0.25
 """Cores on its own account; less is never minded."""
@@ -64,7 +64,7 @@ class Machine:
 
     def __init__(self, stat: Path = Path("/proc/stat"), cores: int = os.cpu_count() or 1) -> None:
         self.cores = cores
-        self.headroom = min(HEADROOM, cores * HEADROOM / 2)
+        self.headroom = min(HEADROOM, cores / 2)
         self.free = float(cores)
         self._stat = stat
         self._read_at = -LOOK_EVERY_S

@@ -25,6 +25,9 @@ _CPU_PERIOD_US = 10_000
 """Short: in its part of a period a group with many threads may have every core."""
 _LEAST_QUOTA_US = 1_000
 """The kernel refuses less."""
+QUOTA_SLACK = 1.1
+"""The kernel hands a quota out in slices: one busy thread that may have exactly a core would be
+stopped in many periods."""
 _EMPTY_WITHIN_S = 2.0
 _MIB = 1024 * 1024
 
@@ -200,6 +203,7 @@ def _settings(version: int, controller: str, limits: Limits) -> list[tuple[str, 
 
 
 def _cpu_quota(version: int, cores: float) -> list[tuple[str, str]]:
+    cores *= QUOTA_SLACK
     period = max(_CPU_PERIOD_US, round(_LEAST_QUOTA_US / cores))
     quota = max(_LEAST_QUOTA_US, round(cores * period))
     if version == 2:
