@@ -143,11 +143,24 @@ async def test_reload_hands_observers_over_one_after_the_other(tmp_path: Path) -
     async with running(tmp_path) as it:
         await it.install(write_plugin(tmp_path / "src", "watcher", code, hooks=OBSERVE))
         ids: list[int] = []
+        reloaded = trio.Event()
+
+        async def reload() -> None:
+            await it.host.reload("watcher")
+            reloaded.set()
+
+        async def go_on() -> None:
+            ids.extend(m.message_id for m in await store(it, 5, first=len(ids) + 1))
+            await trio.sleep(0.02)
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(it.host.reload, "watcher")
-            for _ in range(20):
-                ids += [m.message_id for m in await store(it, 5, first=len(ids) + 1)]
-                await trio.sleep(0.02)
+            await go_on()
+            await until(lambda: seen(it))
+            nursery.start_soon(reload)
+            # A start takes as long as it takes: messages come before, during and after it.
+            while not reloaded.is_set():
+                await go_on()
+            await go_on()
         await until(lambda: len(seen(it)) == len(ids))
         assert seen(it) == ids
         path = it.folder / "plugins" / "watcher" / "data" / "seen"
