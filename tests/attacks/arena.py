@@ -2,7 +2,8 @@
 
 Configurations: `none` (a process like any child of the server), `hygiene` (the sandbox off),
 `full` (the sandbox without a control group), `full+cgroup`; with `+subprocesses` for plugins whose
-manifest asks for subprocesses, with `+egress` for those with hosts that they may reach.
+manifest asks for subprocesses, with `+egress` for those with hosts that they may reach. `real` and
+`real+cgroup` are the same for a plugin whose environment, data and way out are real, see `real`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ import msgspec
 import trio
 
 from tests.attacks.catalogue import ATTACKS
+from tests.attacks.real import DEPENDENCY, install, way_out, with_environment
 from tests.attacks.targets import Targets
+from wkhost.plugin_host.fair import FairShare, Machine
+from wkhost.plugin_host.generation import EGRESS_SOCKET
 from wkhost.plugin_host.grpc import listen_unix
-from wkhost.plugin_host.manifest import Manifest, parse_manifest
-from wkhost.plugin_host.process import Launcher, LaunchSpec, PlainLauncher
+from wkhost.plugin_host.manifest import parse_manifest
+from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, PlainLauncher, Process
 from wkhost.plugin_host.sandbox.ability import find_ability
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
@@ -40,6 +44,9 @@ PLUGIN = Path(__file__).with_name("plugin")
 TIMEOUT_S = 40
 PATIENCE_S = 4
 """The host looks once a second at what no layer of the kernel limits."""
+ARRIVAL_S = 5
+SETTLE_S = 2
+"""Where there is no quota, the host has to see twice that too much CPU is used."""
 MANIFEST = """
 [plugin]
 no = "attacker"
@@ -76,7 +83,10 @@ class Arena:
         self.folder = folder
         self.configuration = configuration
         self._targets = it
-        self._scratch = scratch
+        self._contained = configuration not in ("none", "hygiene")
+        self._real = "real" in configuration
+        self._plugins = folder / "plugins"
+        self._scratch = "data" if self._real else scratch
         self._count = 0
         self._code = folder / "code"
         if not self._code.exists():
@@ -93,26 +103,32 @@ class Arena:
 
     async def _attack(self, names: list[str]) -> dict[str, str]:
         self._count += 1
-        data_dir = self.folder / f"data-{self.configuration}-{self._count}"
+        spec = self._layout(names)
+        data_dir = spec.data_dir
         data_dir.mkdir(mode=0o700)
         # A folder that nobody has used: nothing is stopped by what an earlier attack left.
         for planted in ("host/planted", "open/planted"):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / planted).unlink()
-        plan: dict[str, object] = {
+        plan = {
             "attacks": names,
             "targets": self._targets.plain,
             "scratch": self._scratch,
+            "patience": PATIENCE_S if self._contained else 0,
+            "looks": 1 if self._contained else 6,
+            "settle": SETTLE_S if self._contained and "cgroup" not in self.configuration else 0,
+            "real": {"dependency": DEPENDENCY} if self._real else None,
         }
-        plan["patience"] = PATIENCE_S if "full" in self.configuration else 0
         (data_dir / "plan.json").write_text(json.dumps(plan))
         before = dict(self._targets.received)
         with self._caller("N04" in names):
             if self.configuration == "none":
                 ended = await trio.to_thread.run_sync(self._naked, data_dir)
             else:
-                ended = await self._launched(data_dir, names)
+                ended = await self._launched(spec)
         found = outcomes(names, ended)
+        if self._real and not self._was_real(ended, before):
+            return dict.fromkeys(names, f"error nothing was real: {ended.output[-500:]}")
         if "NOBODY" in ended.output and found.get("N04") == "escaped":
             # Not a refusal, but the host has tried to connect all the while.
             found["N04"] = "no arrival"
@@ -120,11 +136,26 @@ class Arena:
         shutil.rmtree(data_dir)
         return found
 
-    async def _launched(self, data_dir: Path, names: list[str]) -> Ended:
+    def _layout(self, names: list[str]) -> LaunchSpec:
         runtime_dir = self.folder / f"run-{self._count}"
+        listed = self._targets.plain["listed"] if self._real else "example.com:443"
+        text = MANIFEST.format(
+            cpu=20 if names == ["R06"] else 100,
+            subprocesses="true" if "subprocesses" in self.configuration else "false",
+            egress=json.dumps([listed] if self._real or "egress" in self.configuration else []),
+        )
+        if self._real:
+            package = install(self._code, text, self._plugins)
+            folder = package.folder
+            data_dir = folder.parent / "data"
+            return LaunchSpec(package.manifest, self._count, folder, data_dir, runtime_dir)
+        data_dir = self.folder / f"data-{self.configuration}-{self._count}"
+        manifest = parse_manifest(text.encode())
+        return LaunchSpec(manifest, self._count, self._code, data_dir, runtime_dir)
+
+    async def _launched(self, spec: LaunchSpec) -> Ended:
+        runtime_dir = spec.runtime_dir
         runtime_dir.mkdir(mode=0o700)
-        manifest = self._manifest(names)
-        spec = LaunchSpec(manifest, self._count, self._code, data_dir, runtime_dir)
         process = self._launcher().launch(spec)
         chunks: list[bytes] = []
         try:
@@ -132,8 +163,15 @@ class Arena:
                 async with trio.open_nursery() as nursery:
                     for descriptor in process.outputs.values():
                         nursery.start_soon(_read, descriptor, chunks)
+                    self._keep_fair(nursery, process, spec)
+                    egress = ""
+                    if self._real:
+                        port = self._targets.listed_port
+                        await nursery.start(way_out(spec, process.owns, port).run)
+                        egress = str(process.places.runtime_dir / EGRESS_SOCKET)
                     with listen_unix(runtime_dir / "s"):
-                        await process.release(control_line(process.places, manifest.main))
+                        line = control_line(process.places, spec.manifest.main, egress)
+                        await process.release(line)
                         status = await process.wait()
                     # A survivor may hold the output open.
                     await trio.sleep(0.2)
@@ -147,17 +185,30 @@ class Arena:
             shutil.rmtree(runtime_dir)
         return Ended(b"".join(chunks).decode("utf-8", "replace"), end)
 
-    def _manifest(self, names: list[str]) -> Manifest:
-        wide = "true" if "subprocesses" in self.configuration else "false"
-        egress = '["example.com:443"]' if "egress" in self.configuration else "[]"
-        cpu = 20 if names == ["R06"] else 100
-        text = MANIFEST.format(cpu=cpu, subprocesses=wide, egress=egress)
-        return parse_manifest(text.encode())
+    def _keep_fair(self, nursery: trio.Nursery, process: Process, spec: LaunchSpec) -> None:
+        """As for a plugin that serves while no message waits for it."""
+        if process.brake is not None:
+            fair = FairShare(
+                process.brake,
+                Machine(),
+                name=spec.manifest.no,
+                limit=spec.manifest.limits.cpu_percent / 100,
+                waited_for_s=lambda: 0.0,
+                polite=False,
+            )
+            fair.serves()
+            nursery.start_soon(fair.keep)
+
+    def _was_real(self, ended: Ended, before: dict[str, int]) -> bool:
+        """Whether it could use its package, and its way out to the one host that it may reach."""
+        return "REAL" in ended.output and self._arrived("listed", before)
 
     def _launcher(self) -> Launcher:
         if self.configuration == "hygiene":
             return PlainLauncher()
         ability = find_ability()
+        if self._real:
+            ability = with_environment(ability, self._targets.python)
         if "cgroup" not in self.configuration:
             without = {"memory": "left out", "cpu": "left out"}
             ability = msgspec.structs.replace(
@@ -166,7 +217,8 @@ class Arena:
                 held=ability.held - set(without),
                 missing={**ability.missing, **without},
             )
-        return SandboxLauncher(SandboxPolicy(), self.folder / "plugins", ability=ability)
+        private = (self.folder / "host",)
+        return SandboxLauncher(SandboxPolicy(), self._plugins, private=private, ability=ability)
 
     def _naked(self, data_dir: Path) -> Ended:
         """A child as a careless server would start it: everything is inherited."""
@@ -232,21 +284,27 @@ class Arena:
     def _verify(self, found: dict[str, str], before: dict[str, int]) -> None:
         """An attack's own word is not enough where the host can see the effect."""
         arrivals = {"N01": "tcp", "N03": "tcp6", "N05": "udp", "N07": "tcp", "N08": "tcp"}
+        arrivals |= dict.fromkeys(("N13", "N14", "N15", "N16"), "tcp")
         arrivals |= {"U01": "socket", "U02": "abstract", "U03": "datagram", "U05": "link"}
-        deadline = time.monotonic() + 1
         for name, target in arrivals.items():
-            while found.get(name) == "escaped" and time.monotonic() < deadline:
-                if self._targets.received[target] > before[target]:
-                    break
-            else:
-                if found.get(name) == "escaped":
-                    found[name] = "no arrival"
+            if found.get(name) == "escaped" and not self._arrived(target, before):
+                found[name] = "no arrival"
         if "P02" in found:
-            signalled = self._targets.victim_was_signalled()
+            within_s = ARRIVAL_S if found["P02"] == "escaped" else 0.3
+            signalled = self._targets.victim_was_signalled(within_s)
             if (found["P02"] == "escaped") != signalled:
                 found["P02"] = f"error signalled: {signalled}"
         if found.get("P11") == "escaped":
             found["P11"] = "escaped" if self._reap_daemons() else "reaped"
+
+    def _arrived(self, target: str, before: dict[str, int]) -> bool:
+        """The thread that counts may need a moment."""
+        deadline = time.monotonic() + ARRIVAL_S
+        while self._targets.received[target] <= before[target]:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
 
     def _reap_daemons(self) -> int:
         survivors = 0
@@ -275,15 +333,17 @@ def _death(ended: Ended) -> str:
     return match[1] if match else f"error ended: {ended.end}: {ended.output[-500:]}"
 
 
-def control_line(places: object, main: str) -> bytes:
+def control_line(places: Places, main: str, egress: str = "") -> bytes:
     fields = {
-        "socket": str(places.runtime_dir / "s"),  # type: ignore[attr-defined]
+        "socket": str(places.runtime_dir / "s"),
         "token": "00" * 32,
         "protocol": 1,
-        "plugin_dir": str(places.plugin_dir),  # type: ignore[attr-defined]
-        "data_dir": str(places.data_dir),  # type: ignore[attr-defined]
+        "plugin_dir": str(places.plugin_dir),
+        "data_dir": str(places.data_dir),
         "main": main,
     }
+    if egress:
+        fields["egress"] = egress
     return json.dumps(fields).encode() + b"\n"
 
 

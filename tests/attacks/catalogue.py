@@ -13,6 +13,8 @@ PATHS = {"ENOENT", "EACCES", "EPERM", "EROFS", "absent"}
 FAMILY = {"EAFNOSUPPORT"}
 NETWORK = FAMILY | {"ECONNREFUSED", "ENETUNREACH", "EADDRNOTAVAIL"}
 """Where the filter lets internet sockets pass, the network namespace holds nothing to reach."""
+PROXY = NETWORK | {"HTTP 403", "HTTP 405"}
+"""Where it has a way out, the proxy refuses in its own words."""
 DENIED = {"EPERM", "EACCES"}
 NO_PROCESS = {"ESRCH", "ENOENT", "EPERM", "EACCES", "absent"}
 NO_SUCH = {"ENOENT", "EACCES", "ECONNREFUSED", "EPERM"}
@@ -49,6 +51,7 @@ ATTACKS: dict[str, Attack] = {
     "F16": Attack("write a control group of the host", PATHS),
     "F17": Attack("make a block device", PATHS),
     "F18": Attack("read the host's /dev/shm", PATHS),
+    "F20": Attack("plant code among the installed packages", PATHS),
     "N01": Attack("TCP to loopback", NETWORK),
     "N02": Attack("TCP to the machine's own address", NETWORK),
     "N03": Attack("TCP to IPv6 loopback", NETWORK),
@@ -61,11 +64,16 @@ ATTACKS: dict[str, Attack] = {
     "N10": Attack("see interfaces by netlink", FAMILY),
     "N11": Attack("vsock", FAMILY),
     "N12": Attack("kernel crypto by AF_ALG", FAMILY),
+    "N13": Attack("reach a host that is not in its egress list", PROXY),
+    "N14": Attack("reach another port of a listed host", PROXY),
+    "N15": Attack("reach loopback by another spelling", PROXY),
+    "N16": Attack("reach a host by plain http through the proxy", PROXY),
     "U01": Attack("connect to another plugin's socket", NO_SUCH),
     "U02": Attack("connect to an abstract socket", NO_SUCH),
     "U03": Attack("send to a datagram socket", NO_SUCH),
     "U04": Attack("attach SysV shared memory", DENIED | {"EINVAL"}),
     "U05": Attack("dial the admin link", NO_SUCH),
+    "U06": Attack("put a socket beside the server's", PATHS),
     "P01": Attack("signal the host", NO_PROCESS),
     "P02": Attack("signal another plugin", NO_PROCESS),
     "P03": Attack("ptrace another plugin", NO_PROCESS),

@@ -23,6 +23,7 @@ from tests.attacks.targets import targets
 CONFIGURATIONS = (
     *("none", "hygiene", "full", "full+subprocesses"),
     *("full+cgroup", "full+cgroup+subprocesses", "full+egress"),
+    *("real", "real+cgroup"),
 )
 Outcomes = dict[str, dict[str, str]]
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from tests.attacks.real import make_environment, site_of
+
 VICTIM = """
 import ctypes, signal, sys
 secret = ctypes.create_string_buffer(b"SECRET of another plugin")
@@ -30,20 +32,25 @@ while True:
 
 
 class Targets:
-    """`plain` is what the attacks get to know. `received` counts what reached the host."""
+    """`plain` is what the attacks get to know. `received` counts what reached the host.
+
+    `python` is the interpreter of the environment that `real` plugins run in, `listed_port` the one
+    on 127.0.0.1 that they may reach."""
 
     def __init__(self) -> None:
         self.plain: dict[str, Any] = {}
         self.received: dict[str, int] = {}
         self.free_port = 0
+        self.listed_port = 0
+        self.python = Path()
         self._victim: subprocess.Popen[bytes] | None = None
 
-    def victim_was_signalled(self) -> bool:
+    def victim_was_signalled(self, within_s: float) -> bool:
         """Whether the victim has told of a signal since the last question."""
         assert self._victim is not None
         assert self._victim.stdout is not None
         descriptor = self._victim.stdout.fileno()
-        if not select.select([descriptor], [], [], 0.3)[0]:
+        if not select.select([descriptor], [], [], within_s)[0]:
             return False
         return b"SIGNALLED" in os.read(descriptor, 4096)
 
@@ -64,8 +71,11 @@ def _files(found: Targets, folder: Path, stack: ExitStack) -> None:
     (host / ".ssh").mkdir(parents=True)
     (host / "secret").write_text("SECRET of the host")
     (host / ".ssh" / "id_ed25519").write_text("SECRET key")
-    (host / "other").mkdir()
-    (host / "other" / "kv").write_text("SECRET of another plugin")
+    other = folder / "plugins" / "other" / "data"
+    other.mkdir(parents=True)
+    (folder / "plugins").chmod(0o700)
+    (other / "kv").write_text("SECRET of another plugin")
+    found.python = make_environment(folder / "environment")
     open_dir = folder / "open"
     open_dir.mkdir()
     open_dir.chmod(0o777)
@@ -81,7 +91,8 @@ def _files(found: Targets, folder: Path, stack: ExitStack) -> None:
         "secret": str(host / "secret"),
         "ssh_key": str(host / ".ssh" / "id_ed25519"),
         "host_dir": str(host),
-        "other_data": str(host / "other" / "kv"),
+        "other_data": str(other / "kv"),
+        "site": str(site_of(found.python)),
         "open_dir": str(open_dir),
         "shm_file": str(shm),
         "cgroup": str(next((path for path in groups if path.exists()), groups[0])),
@@ -107,6 +118,8 @@ def _sockets(found: Targets, folder: Path, stack: ExitStack) -> None:
         return sock
 
     tcp = listening("tcp", socket.create_server(("", 0)))
+    listed = listening("listed", socket.create_server(("127.0.0.1", 0)))
+    found.listed_port = listed.getsockname()[1]
     tcp6 = listening("tcp6", socket.create_server(("::1", 0), family=socket.AF_INET6))
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 0))
@@ -137,6 +150,7 @@ def _sockets(found: Targets, folder: Path, stack: ExitStack) -> None:
     stack.callback(libc.shmctl, shmid, 0, None)
     found.plain |= {
         "port": tcp.getsockname()[1],
+        "listed": f"127.0.0.1:{found.listed_port}",
         "port6": tcp6.getsockname()[1],
         "udp_port": udp.getsockname()[1],
         "free_port": found.free_port,

@@ -20,11 +20,14 @@ from wkhost.plugin_host.sandbox.ability import find_ability
 ROOT = os.geteuid() == 0
 GROUPS = find_ability().groups is not None
 FULL = "full+cgroup" if GROUPS else "full"
+REAL = FULL.replace("full", "real")
 
 GETS_THROUGH: dict[str, set[str]] = {
     "full": {"R06"},
     "full+egress": {"R06"},
+    "real": {"R06"},
     "full+cgroup": set(),
+    "real+cgroup": set(),
     "full+subprocesses": {"R04", "R06", "K02", "K16"},
     "full+cgroup+subprocesses": {"K02", "K16"},
 }
@@ -39,9 +42,9 @@ NEEDS_ROOT = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Both ends, as whoever runs the tests."""
+    """Both ends, as whoever runs the tests, and the stronger one for a plugin as servers have."""
     with tempfile.TemporaryDirectory(prefix="wkhost-attacks-") as name:
-        return trio.run(run, ("none", FULL), list(ATTACKS), Path(name))
+        return trio.run(run, ("none", FULL, REAL), list(ATTACKS), Path(name))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,15 @@ def test_no_attack_gets_through(name: str, here: Outcomes) -> None:
     if name in GETS_THROUGH[FULL]:
         pytest.skip("known to get through; see docs/security.md")
     assert here[FULL][name] in ATTACKS[name].blocked
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_attack_gets_through_where_environment_data_and_way_out_are_real(
+    name: str, here: Outcomes
+) -> None:
+    if name in GETS_THROUGH[REAL]:
+        pytest.skip("known to get through; see docs/security.md")
+    assert here[REAL][name] in ATTACKS[name].blocked
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.attacks.arena import MANIFEST, control_line
+from tests.attacks.real import site_of, with_environment
 from wkhost.errors import PluginError
 from wkhost.plugin_host.manifest import Manifest, parse_manifest
 from wkhost.plugin_host.process import LaunchSpec
@@ -21,7 +22,6 @@ from wkhost.plugin_host.sandbox.ability import Ability, find_ability
 from wkhost.plugin_host.sandbox.bubblewrap import Bubblewrap
 from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
-from wkhost.plugin_host.sandbox.view import _follow
 
 TELL = 'print(open("/proc/self/status").read(), flush=True)\nimport os\nos._exit(0)\n'
 
@@ -117,26 +117,12 @@ def environment(tmp_path: Path) -> Path:
     """A virtual environment whose .pth file tells when it ran; return its interpreter."""
     folder = tmp_path / "venv"
     venv.create(folder, with_pip=False, symlinks=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "evil.pth").write_text(
+    python = folder / "bin" / "python"
+    (site_of(python) / "evil.pth").write_text(
         "import sys; sys.stdout.write('PTH ' + [line for line in open('/proc/self/status') "
         "if line.startswith('Seccomp:')][0].split()[1] + '\\n'); sys.stdout.flush()\n"
     )
-    return folder / "bin" / "python"
-
-
-def with_environment(ability: Ability, python: Path) -> Ability:
-    """The machine, if wkhost ran in that environment."""
-    assert ability.python is not None
-    links, _ = _follow(python)
-    trees = (*ability.python.trees, python.parents[1] / "lib", python.parents[1] / "pyvenv.cfg")
-    changed = msgspec.structs.replace(
-        ability.python,
-        executable=python,
-        trees=trees,
-        links=(*links, *ability.python.links),
-    )
-    return msgspec.structs.replace(ability, python=changed)
+    return python
 
 
 async def test_k18_code_of_an_environment_runs_only_after_all_layers_hold(
