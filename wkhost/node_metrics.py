@@ -185,6 +185,7 @@ def plugin_numbers(
     prefix, own = "wukongim_plugin_", [plugin.no]
     yield prefix + "up", own, float(bool(plugin.pid))
     yield prefix + "restarts_total", own, plugin.restarts
+    yield prefix + "gives_way", own, float(plugin.gives_way)
     yield prefix + "memory_bytes", own, plugin.rss_bytes
     yield prefix + "cpu_seconds_total", own, plugin.cpu_s
     yield prefix + "log_lines_total", own, plugin.log_lines

@@ -70,6 +70,9 @@ async def test_a_hog_is_contained_and_the_good_plugin_answers(kind: str, tmp_pat
                 sent = len(load.fates)
                 await load.wait_acks(RATE)
                 grown = _rss(server) - before
+                if kind == "cpu":
+                    # More busy threads than it may have: how ever idle the machine is.
+                    assert "gives way" in (await info(server, NO)).detail
                 began = time.monotonic()
                 await act(server, NO, "disable")
                 stopped_s = time.monotonic() - began

@@ -583,9 +583,9 @@ class EgressFigures(msgspec.Struct, frozen=True):
 
 
 class PluginFigures(msgspec.Struct, frozen=True):
-    """`rss_bytes` and `cpu_s` are of the plugin's whole process tree. `layers` says in words what
-    contains it, layer by layer; "none" where nothing does. `egress` is None where it never had a
-    way out."""
+    """`rss_bytes` and `cpu_s` are of the plugin's whole process tree. `gives_way`: it is held to
+    the CPU that others leave. `layers` says in words what contains it, layer by layer; "none" where
+    nothing does. `egress` is None where it never had a way out."""
 
     no: str
     version: str
@@ -600,6 +600,7 @@ class PluginFigures(msgspec.Struct, frozen=True):
     hooks: list[HookFigures]
     layers: dict[str, str] = {}
     egress: EgressFigures | None = None
+    gives_way: bool = False
 
 
 class AllPluginFigures(msgspec.Struct, frozen=True, tag=True):

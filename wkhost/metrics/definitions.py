@@ -126,6 +126,12 @@ PLUGINS = (
         "CPU of its running processes; falls when one ends.",
         _PLUGIN,
     ),
+    Metric(
+        "wukongim_plugin_gives_way",
+        GAUGE,
+        "1 while the plugin is held to the CPU that others leave.",
+        _PLUGIN,
+    ),
     Metric("wukongim_plugin_log_lines_total", COUNTER, "Lines of its log kept.", _PLUGIN),
     Metric(
         "wukongim_plugin_log_lines_dropped_total",

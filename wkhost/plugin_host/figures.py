@@ -105,6 +105,7 @@ def _figures(
         restarts=supervisor.restarts,
         rss_bytes=used.rss_bytes,
         cpu_s=used.cpu_s,
+        gives_way=generation is not None and generation.held_to is not None,
         log_lines=supervisor.ring.added,
         log_lines_dropped=supervisor.ring.dropped,
         hooks=hooks,

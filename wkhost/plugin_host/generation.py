@@ -253,6 +253,11 @@ class Generation:
             polite=self._polite,
         )
 
+    @property
+    def held_to(self) -> float | None:
+        """The cores that it is held to because it gives way, None while it is free."""
+        return None if self._fair is None else self._fair.share
+
     def _start_is_urgent(self) -> None:
         if self._fair is not None:
             self._fair.serves()

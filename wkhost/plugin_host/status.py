@@ -70,7 +70,10 @@ def state_of(supervisor: Supervisor) -> tuple[str, str]:
     generation = supervisor.generation
     if supervisor.state == "running" and generation is not None and generation.ended.is_set():
         return "backoff", generation.failure
-    return supervisor.state, supervisor.detail
+    detail = supervisor.detail
+    if not detail and generation is not None and generation.held_to is not None:
+        detail = f"gives way: on its own account it is held to {generation.held_to:.2f} cores"
+    return supervisor.state, detail
 
 
 def plugin_order(manifests: Sequence[Manifest]) -> contract.PluginOrder:
