@@ -25,6 +25,8 @@ CONFIGURATIONS = (
     *("full+cgroup", "full+cgroup+subprocesses", "full+egress"),
     *("real", "real+cgroup"),
 )
+BUSY = "busy"
+"""A machine without idle time cannot show that an attack bites."""
 Outcomes = dict[str, dict[str, str]]
 
 
@@ -47,6 +49,7 @@ def mistakes(outcomes: Outcomes) -> list[str]:
         for configuration, found in outcomes.items()
         for name, outcome in found.items()
         if outcome != "escaped" and outcome not in ATTACKS[name].blocked
+        if outcome != BUSY or configuration not in ("none", "hygiene")
     ]
 
 
