@@ -21,21 +21,21 @@ from typing import Protocol
 import structlog
 import trio
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.1
 HEADROOM = 1.0
 """Cores, or half of the machine's. A scheduler that sees its cores busy looks for no idle one."""
 LEAST_SHARE = 0.05
-LEAST_START_SHARE = 0.25
+LEAST_START_SHARE = 0.15
 OWN_SHARE = 0.25
 """Cores on its own account; less is never minded."""
 STOPPED_SHARE = 0.5
 """Of the periods of its quota since the last look."""
 BEYOND_LIMIT = 1.1
 """Times its limit; more than the kernel lets pass where there is a quota."""
-GREEDY_LOOKS = 2
+GREEDY_LOOKS = 3
 CONTENT = 0.8
 """A plugin that takes less of what it may have wants no more."""
-FORGIVEN_LOOKS = 20
+FORGIVEN_LOOKS = 50
 """Looks in a row at which it was content, until it is as good as the others again."""
 START_S = 5.0
 """So long it may take to start: nothing counts against it, and a polite one is held back."""

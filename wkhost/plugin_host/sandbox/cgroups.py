@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -82,6 +83,13 @@ class Group(msgspec.Struct, frozen=True):
         counts = dict(line.split(" ", 1) for line in lines)
         return int(counts.get("nr_periods", 0)), int(counts.get("nr_throttled", 0))
 
+    def pids(self) -> list[int]:
+        """Return the processes in it."""
+        for folder in self.folders.values():
+            with contextlib.suppress(OSError):
+                return [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+        return []
+
     def set_cpu_share(self, cores: float) -> None:
         """Let it have another quota than it was made with. Raises PluginError."""
         folder = self.folders.get("cpu")
@@ -102,6 +110,28 @@ class Group(msgspec.Struct, frozen=True):
             while not _removed(folder) and time.monotonic() < deadline:
                 _kill_all(folder)
                 time.sleep(0.0005)
+
+
+@contextlib.contextmanager
+def lent_cpu_share(group: Group) -> Iterator[None]:
+    """Let what the calling thread starts meanwhile belong to the group's CPU share at once.
+
+    A child is born where its thread is, and a thread steps aside in microseconds. A process that
+    runs moves only when the kernel has seen all its threads, and its start is over by then.
+    Version 2 moves whole processes only; there, and where the kernel refuses, `attach` has to do.
+    """
+    share = group.folders.get("cpu")
+    if group.version != 1 or share is None:
+        yield
+        return
+    # Groups are made below the one that the server is in.
+    home = share.parent.parent
+    try:
+        with contextlib.suppress(PluginError):
+            _write(share / "tasks", "0")
+        yield
+    finally:
+        _write(home / "tasks", "0")
 
 
 class Groups:
@@ -239,9 +269,11 @@ def _kill_all(folder: Path) -> None:
         pids = (folder / "cgroup.procs").read_text().split()
     except OSError:
         return
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+    for pid in map(int, pids):
+        # Not ourselves, should a thread of ours be stuck in it.
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _write(path: Path, value: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from itertools import count
@@ -17,6 +18,7 @@ from wkhost.plugin_host.manifest import SANDBOX_LAYERS, Manifest
 from wkhost.plugin_host.process import Launcher, LaunchSpec, Places, PlainLauncher, Process
 from wkhost.plugin_host.sandbox.ability import Ability, find_ability
 from wkhost.plugin_host.sandbox.bytecode import make_readable_bytecode
+from wkhost.plugin_host.sandbox.cgroups import lent_cpu_share
 from wkhost.plugin_host.sandbox.checks import Expected
 from wkhost.plugin_host.sandbox.command import Sizes, sandbox_command
 from wkhost.plugin_host.sandbox.orders import ENVIRONMENT, boot_orders
@@ -147,21 +149,20 @@ class SandboxLauncher:
             # Only the way to its own forwarder: nothing else is in its network namespace.
             internet=bool(manifest.capabilities.egress) and "net" in ability.held,
         )
-        group = None
-        if ability.groups is not None:
-            group = ability.groups.create(f"{manifest.no}.{next(_numbers)}", limits)
-        try:
+        with contextlib.ExitStack() as stack:
+            group = None
+            if ability.groups is not None:
+                group = ability.groups.create(f"{manifest.no}.{next(_numbers)}", limits)
+                stack.callback(group.remove)
             ours, theirs = control_pair()
             command = sandbox_command(
                 *(bubblewrap, view, ENVIRONMENT, python.executable, theirs.fileno()),
                 sizes=SIZES,
                 uid=own_uid,
             )
-            started = start(command, ours, theirs, orders)
-        except OSError:
-            if group is not None:
-                group.remove()
-            raise
+            with contextlib.nullcontext() if group is None else lent_cpu_share(group):
+                started = start(command, ours, theirs, orders)
+            stack.pop_all()
         watch = Watch(limits, spec.data_dir, grouped="memory" in ability.held)
         self._watches[manifest.no] = watch
         note = "sandbox " + " ".join(f"{k}={v}" for k, v in _describe(ability, manifest).items())
@@ -175,6 +176,7 @@ class SandboxLauncher:
             note=note,
             own_uid=own_uid,
             socket_dir=spec.runtime_dir,
+            alone=not manifest.sandbox.subprocesses,
         )
 
     def _give(self, spec: LaunchSpec, ability: Ability) -> int | None:

@@ -116,7 +116,9 @@ class SandboxProcess:
         note: str,
         own_uid: int | None,
         socket_dir: Path,
+        alone: bool,
     ) -> None:
+        """`alone`: the process cannot start others."""
         popen = self._popen = started.popen
         assert popen.stdout is not None
         assert popen.stderr is not None
@@ -129,9 +131,9 @@ class SandboxProcess:
         self._watch = watch
         if group is not None and "cpu" in group.folders:
             limit = watch.limits.cpu_percent / 100
-            self.brake: Brake = GroupBrake(group, limit, lambda: self._plugin)
+            self.brake: Brake = GroupBrake(group, limit)
         else:
-            self.brake = SignalBrake(lambda: self._plugin)
+            self.brake = SignalBrake(lambda: self._plugin, alone=alone)
         self._own_uid = own_uid
         self._socket_dir = socket_dir
         self._plugin = 0

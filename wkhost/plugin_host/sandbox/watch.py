@@ -20,7 +20,6 @@ from wkhost.plugin_host.sandbox.folders import walk
 MEASURE_SHARE = 20
 """Measuring the data folder may take one part in so many of the time."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICK = os.sysconf("SC_CLK_TCK")
 _MIB = 1024 * 1024
 
 
@@ -70,15 +69,6 @@ def resident_bytes(pid: int) -> int:
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{each}/statm").read_text().split()[1])
     return total * _PAGE
-
-
-def cpu_seconds(pid: int) -> float:
-    ticks = 0
-    for each in family(pid):
-        with contextlib.suppress(OSError):
-            stat = Path(f"/proc/{each}/stat").read_bytes().rpartition(b")")[2].split()
-            ticks += int(stat[11]) + int(stat[12])
-    return ticks / _TICK
 
 
 def scratch_excess(pid: int, limits: Limits) -> str:

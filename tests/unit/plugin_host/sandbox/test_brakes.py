@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from wkhost.errors import PluginError
 from wkhost.plugin_host.manifest import Limits
 from wkhost.plugin_host.sandbox.brakes import GroupBrake, SignalBrake
-from wkhost.plugin_host.sandbox.cgroups import Group, open_groups
-from wkhost.plugin_host.sandbox.watch import cpu_seconds
+from wkhost.plugin_host.sandbox.cgroups import Group, lent_cpu_share, open_groups
 
 SPIN = "import os\n{fork}\nwhile True: pass"
 SHARE = 0.1
@@ -37,9 +37,16 @@ def spinning(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]
 
 def used_in_window(pid: int) -> float:
     """Return cores used over a window of real time."""
-    began, before = time.monotonic(), cpu_seconds(pid)
+    began, before = time.monotonic(), cpu_s(pid)
     time.sleep(WINDOW_S)
-    return (cpu_seconds(pid) - before) / (time.monotonic() - began)
+    return (cpu_s(pid) - before) / (time.monotonic() - began)
+
+
+def cpu_s(pid: int) -> float:
+    """Return what a process and its descendants have used."""
+    process = psutil.Process(pid)
+    times = [each.cpu_times() for each in [process, *process.children(recursive=True)]]
+    return sum(each.user + each.system for each in times)
 
 
 def stopped(pid: int) -> bool:
@@ -86,7 +93,7 @@ def group() -> Iterator[Group]:
 def test_a_group_is_held_to_its_share(group: Group, spinning: subprocess.Popen[bytes]) -> None:
     for pid in [spinning.pid, *children(spinning.pid)]:
         group.attach(pid)
-    brake = GroupBrake(group, 1.0, lambda: spinning.pid)
+    brake = GroupBrake(group, 1.0)
     brake.slow(SHARE)
     assert used_in_window(spinning.pid) < 3 * SHARE
     periods, stops = brake.stopped_periods()
@@ -103,3 +110,15 @@ def children(pid: int) -> list[int]:
         if len(text.split()) >= wanted:
             return [int(each) for each in text.split()]
         time.sleep(0.01)
+
+
+def test_what_is_started_meanwhile_is_born_in_the_group(group: Group) -> None:
+    with lent_cpu_share(group), subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            there = Path(f"/proc/{process.pid}/cgroup").read_text()
+            ours = Path("/proc/thread-self/cgroup").read_text()
+        finally:
+            process.kill()
+    assert (group.version == 2) or group.name in there
+    assert ours == there, "the calling thread stepped aside meanwhile"
+    assert group.name not in Path("/proc/thread-self/cgroup").read_text()
