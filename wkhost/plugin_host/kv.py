@@ -95,7 +95,7 @@ class KeyValues:
         self._store.write(mutations.put_plugin_value(self._no, name, value, version, expires_at_ms))
         self._used = used + added
         self._note(name)
-        await self._store.sync()
+        await self._store.sync_soon()
         return version
 
     async def delete(
@@ -116,7 +116,7 @@ class KeyValues:
         if self._used is not None:
             self._used -= _size(name, before.value)
         self._note(name)
-        await self._store.sync()
+        await self._store.sync_soon()
         return True
 
     def scan(self, prefix: bytes, after: bytes, limit: int) -> tuple[list[Entry], bool]:
