@@ -10,6 +10,7 @@ import psutil
 
 from wkhost.bench.errors import BenchError
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -46,8 +47,13 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
+def rss_bytes(pid: int) -> int:
+    """Return the resident memory of one process. Raises BenchError."""
+    return int(_read(pid, "statm").split()[1]) * _PAGE
+
+
 def memory(pid: int) -> Memory:
-    """Return the memory of one process. Raises BenchError."""
+    """Return the memory of one process. Raises BenchError; a server shows it to root only."""
     sizes = {}
     for line in _read(pid, "smaps_rollup").splitlines():
         name, _, rest = line.partition(":")
@@ -59,5 +65,7 @@ def memory(pid: int) -> Memory:
 def _read(pid: int, name: str) -> str:
     try:
         return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+    except PermissionError as error:
+        raise BenchError(f"process {pid}: only root may read its {name}") from error
     except OSError as error:
         raise BenchError(f"process {pid}: {error.strerror}: did it end?") from error

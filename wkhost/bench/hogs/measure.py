@@ -31,7 +31,7 @@ from wkhost.bench.report import Report, look_around
 from wkhost.bench.samples import percentiles, ratio
 from wkhost.bench.send import DRAIN_S, PAYLOAD
 from wkhost.bench.server import Server, own_server, temporary_folder
-from wkhost.bench.usage import cpu_s, memory
+from wkhost.bench.usage import cpu_s, rss_bytes
 from wkhost.errors import ReasonCode
 from wkhost.link import contract as c
 from wkhost.link.client_sync import connect_operator
@@ -147,7 +147,7 @@ def _window(options: HogsOptions, load: Load, server: Server, total: Tally) -> _
         setattr(total.violations, name.name, before + getattr(tally.violations, name.name))
     found = percentiles(tally.ack_s)
     cores = ratio(used[1] - used[0], tally.seconds, 3)
-    return _Window(found.p50, found.p99, memory(server.pid).rss, cores)
+    return _Window(found.p50, found.p99, rss_bytes(server.pid), cores)
 
 
 def _result(
