@@ -21,7 +21,7 @@ from wkhost.bench.plugins import write_empty_plugin
 from wkhost.bench.samples import percentiles, ratio
 from wkhost.bench.usage import cpu_s
 from wkhost.hooks.chain import EMPTY_CHAIN, Chain
-from wkhost.hooks.records import HookLines
+from wkhost.hooks.records import CallRecord, HookLines
 from wkhost.hooks.target import Answer, Target
 from wkhost.hooks.verdict import Continue
 from wkhost.link.contract import InspectPlugin, InstallPlugin, SendMessage, Sent
@@ -40,7 +40,11 @@ class Caller:
     """Implements `hooks.target.Answers`; keeps a number of `send` calls in flight."""
 
     def __init__(self) -> None:
+        self.record: CallRecord | None = None
+        """Where the host counts the plugin's calls; the dispatcher's part is to say how long they
+        took, by which the host knows that the plugin is waited for."""
         self.chain: Chain = EMPTY_CHAIN
+        self._answered_at = 0.0
         self._open: dict[int, float] = {}
         self._last_id = 0
         self._sending = False
@@ -55,6 +59,9 @@ class Caller:
 
     def answered(self, plugin_no: str, answers: Sequence[tuple[int, Answer]]) -> None:
         now = trio.current_time()
+        if self.record is not None:
+            self.record.total_s += now - self._answered_at
+        self._answered_at = now
         take = self._open.pop
         measured = self._begin <= now < self._end
         for call_id, answer in answers:
@@ -95,6 +102,7 @@ class Caller:
         self._latencies = array("d")
         self._begin = self._end = float("inf")
         self._sending = True
+        self._answered_at = trio.current_time()
         self._issue(inflight, trio.current_time())
         await trio.sleep(warmup_s)
         own, theirs = process_time(), cpu_s(pid)
@@ -187,6 +195,7 @@ async def hook_stream(folder: Path) -> AsyncIterator[HookStream]:
             source = write_empty_plugin(folder / "sources", NO)
             proposal = await host.versions.inspect(InspectPlugin(str(source)))
             await host.versions.install(InstallPlugin(str(source), digest=proposal.digest))
+            caller.record = caller.chain.send[0].target.lines["send"].record
             yield HookStream(host, caller)
         finally:
             with trio.move_on_after(_STOP_S, shield=True):

@@ -104,7 +104,8 @@ def _leaf(error: BaseException) -> BaseException:
 
 async def _try(options: FaultOptions, fault: Fault, folder: Path) -> FaultResult:
     guard = write_guard(folder, "1.0.0", crashing=fault.crashing)
-    site = Site(folder / "s", [guard])
+    # Repeats on purpose are not what quarantine is for.
+    site = Site(folder / "s", [guard], {"plugin.crashes": 10 + options.repeats})
     trial = Trial(options, folder, site, Traffic(options.rate, fault.http_share))
     await site.start()
     try:
