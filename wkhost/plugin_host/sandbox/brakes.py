@@ -67,6 +67,7 @@ class SignalBrake:
         self._alone = alone
         self._share: float | None = None
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()
 
     def used_s(self) -> float:
         return _clocks_s(self._family())
@@ -77,12 +78,14 @@ class SignalBrake:
     def slow(self, share: float) -> None:
         self._share = share
         if self._plugin_pid() and not self._running:
+            self._over.clear()
             self._thread = threading.Thread(target=self._brake, name="brake", daemon=True)
             self._thread.start()
 
     def release(self) -> None:
-        """Returns when no process is stopped any more."""
+        """Returns when no process is stopped any more, which is at once."""
         self._share = None
+        self._over.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -109,7 +112,7 @@ class SignalBrake:
                     used_s, at = _clocks_s(members), time.monotonic()
                 if not members:
                     return
-                time.sleep(slice_s)
+                self._over.wait(slice_s)
                 _signal_all(members, signal.SIGSTOP)
                 before_s, since = used_s, at
                 used_s, at = _clocks_s(members), time.monotonic()
@@ -117,7 +120,7 @@ class SignalBrake:
                 owed_s += used_s - before_s - share * (at - since)
                 owed_s = min(max(owed_s, 0.0), MOST_OWED_S)
                 if owed_s > 0:
-                    time.sleep(min(owed_s / share, LONGEST_STOP_S))
+                    self._over.wait(min(owed_s / share, LONGEST_STOP_S))
                 _signal_all(members, signal.SIGCONT)
                 slice_s = SHORT_SLICE_S if owed_s > 0 else LONG_SLICE_S
         finally:

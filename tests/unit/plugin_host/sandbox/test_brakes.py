@@ -15,7 +15,7 @@ import pytest
 
 from wkhost.errors import PluginError
 from wkhost.plugin_host.manifest import Limits
-from wkhost.plugin_host.sandbox.brakes import GroupBrake, SignalBrake
+from wkhost.plugin_host.sandbox.brakes import LONGEST_STOP_S, GroupBrake, SignalBrake
 from wkhost.plugin_host.sandbox.cgroups import Group, lent_cpu_share, open_groups
 
 SPIN = "import os\n{fork}\nwhile True: pass"
@@ -42,6 +42,11 @@ def used_in_window(pid: int) -> float:
     return (cpu_s(pid) - before) / (time.monotonic() - began)
 
 
+def held(pid: int) -> bool:
+    """Whether it uses little in one of three windows; a busy machine may disturb a single one."""
+    return any(used_in_window(pid) < 3 * SHARE for _ in range(3))
+
+
 def cpu_s(pid: int) -> float:
     """Return what a process and its descendants have used."""
     process = psutil.Process(pid)
@@ -57,8 +62,10 @@ def stopped(pid: int) -> bool:
 def test_signals_hold_processes_to_their_share(spinning: subprocess.Popen[bytes]) -> None:
     brake = SignalBrake(lambda: spinning.pid)
     brake.slow(SHARE)
-    assert used_in_window(spinning.pid) < 3 * SHARE
+    assert held(spinning.pid)
+    began = time.monotonic()
     brake.release()
+    assert time.monotonic() - began < LONGEST_STOP_S / 2, "the loop waits for it"
     assert not stopped(spinning.pid)
     assert used_in_window(spinning.pid) > 3 * SHARE
 
@@ -95,7 +102,7 @@ def test_a_group_is_held_to_its_share(group: Group, spinning: subprocess.Popen[b
         group.attach(pid)
     brake = GroupBrake(group, 1.0)
     brake.slow(SHARE)
-    assert used_in_window(spinning.pid) < 3 * SHARE
+    assert held(spinning.pid)
     periods, stops = brake.stopped_periods()
     assert 0 < stops <= periods
     brake.release()
