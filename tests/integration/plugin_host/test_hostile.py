@@ -153,7 +153,7 @@ async def test_what_waits_is_bounded_and_then_overload(
         await it.install(write_raw(tmp_path / "src", "credit(1, 1000)"))
         target = it.target("raw")
         await until(opened(target, [it.send(target)]))
-        await trio.testing.wait_all_tasks_blocked(0.1)
+        await trio.testing.wait_all_tasks_blocked(0.03)
         for _ in range(10):
             it.send(target)
         with pytest.raises(AssertionError):
