@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from plugin_sdk.connection import Connection
+
+class Carrier(Protocol):
+    """The connection, as far as a call needs it."""
+
+    paused: bool
+    """The socket takes no more for now."""
+
+    def send(self, call: Call, message: bytes) -> None: ...
+
+    def pump(self, call: Call) -> bool:
+        """Send what waits as far as the windows allow. True: nothing of it is left."""
+
+    def cancel(self, call: Call) -> None: ...
 
 
 class Call:
@@ -15,7 +26,7 @@ class Call:
     `send` and `finish` may be used until `ended`, and are ignored afterwards.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Carrier) -> None:
         self.connection = connection
         self.id = 0
         self.send_window = 0

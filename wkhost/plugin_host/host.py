@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -48,6 +48,7 @@ from wkhost.plugin_host.sandbox.launcher import SandboxLauncher
 from wkhost.plugin_host.sandbox.policy import SandboxPolicy
 from wkhost.plugin_host.secret_store import SecretKey
 from wkhost.plugin_host.supervisor import DRAIN_S, Supervisor
+from wkhost.plugin_host.threads import in_thread
 from wkhost.plugin_host.tuning import Tuning
 from wkhost.plugin_host.upgrades import Upgrades
 from wkhost.plugin_host.versions import Versions
@@ -58,7 +59,6 @@ from wkhost.types import Message
 PINNED_S = 1.0
 """How long messages admitted under the old chain may still reach a plugin that left it."""
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -171,7 +171,7 @@ class PluginHost:
         cycle in the order.
         """
         async with self._changing:
-            entries = await self._in_thread(self.catalog.registry.entries)
+            entries = await in_thread(self.catalog.registry.entries)
             if names is None:
                 wanted = [entry for entry in entries.values() if entry.enabled]
             else:
@@ -210,7 +210,7 @@ class PluginHost:
             if active is None:
                 await self.start(no)
             else:
-                entry = await self._in_thread(self.catalog.enable, no)
+                entry = await in_thread(self.catalog.enable, no)
                 if active.held:
                     await active.lift(await self.plan(entry))
                     self.new_chain()
@@ -220,13 +220,13 @@ class PluginHost:
     async def disable(self, no: str) -> contract.PluginStatus:
         """Take it out of the chain, let its calls finish, stop it."""
         async with self._changing:
-            await self._in_thread(self.catalog.disable, no)
+            await in_thread(self.catalog.disable, no)
             await self._deactivate(no, "disable")
             return self.info(no)
 
     async def reload(self, no: str) -> contract.PluginStatus:
         """Replace the process by a new one of the installed version, between two batches."""
-        entry = await self._in_thread(self.catalog.registry.get, no)
+        entry = await in_thread(self.catalog.registry.get, no)
         active = self._active.get(no)
         if active is None:
             raise PluginError(f"{no}: not running, enable it first")
@@ -238,9 +238,9 @@ class PluginHost:
     async def uninstall(self, no: str) -> contract.PluginStatus:
         """Stop it and remove its packages, data, values and cursor; return what it was last."""
         async with self._changing:
-            entry = await self._in_thread(self.catalog.registry.get, no)
+            entry = await in_thread(self.catalog.registry.get, no)
             await self._deactivate(no, "uninstall")
-            await self._in_thread(self.catalog.uninstall, no)
+            await in_thread(self.catalog.uninstall, no)
             self._loader.forget(no)
             for space in {entry.space, *(snapshot.space for snapshot in entry.snapshots)}:
                 await self._api.drop_values(no, space)
@@ -282,7 +282,7 @@ class PluginHost:
     async def sandbox(self) -> contract.PluginSandbox:
         """Return what this machine can do to contain plugins, and what it does for each."""
         active = [self._active[no].manifest for no in sorted(self._active)]
-        return await self._in_thread(self._around.launcher.report, active)
+        return await in_thread(self._around.launcher.report, active)
 
     async def figures(self) -> contract.AllPluginFigures:
         """Return counts, queues, breakers and processes of the active plugins."""
@@ -335,7 +335,7 @@ class PluginHost:
             del self._active[no]
             await supervisor.stop("disable")
             raise
-        await self._in_thread(self.catalog.enable, no)
+        await in_thread(self.catalog.enable, no)
         await self.observe(no)
 
     async def _deactivate(self, no: str, reason: str) -> None:
@@ -415,7 +415,3 @@ class PluginHost:
         if active is None:
             return status.resting(entry, self._loader.broken.get(entry.no, ""))
         return status.running(entry, active, self.records.counts(entry.no))
-
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Package work reads and syncs files; it must not hold the loop."""
-        return await trio.to_thread.run_sync(function, *args)

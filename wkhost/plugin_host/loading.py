@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import structlog
-import trio
 
 from wkhost.errors import PluginError
 from wkhost.hooks.records import CallRecords
@@ -22,9 +19,9 @@ from wkhost.plugin_host.plan import Plan, Server
 from wkhost.plugin_host.registry import Entry, Quarantine
 from wkhost.plugin_host.rules import Rules
 from wkhost.plugin_host.supervisor import Supervisor
+from wkhost.plugin_host.threads import in_thread
 from wkhost.plugin_host.upgrades import Upgrades
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -57,11 +54,11 @@ class Loader:
         if builtin_folder(no) is None:
             raise PluginError(f"{no}: not installed (wkhost plugin install PATH)")
         request = c.InstallPlugin(no, enable=False)
-        return await _in_thread(partial(self._catalog.install, request))
+        return await in_thread(self._catalog.install, request)
 
     async def plan(self, entry: Entry) -> Plan:
         """Return what the next process of an entry is made of; its files are checked."""
-        package = await _in_thread(partial(self._catalog.load, entry, verify=True))
+        package = await in_thread(partial(self._catalog.load, entry, verify=True))
         manifest = package.manifest
         config = merge_config(manifest.schema, manifest.config, entry.config)
         return Plan(package, config, entry.config_number)
@@ -93,7 +90,7 @@ class Loader:
 
     async def fresh(self, no: str) -> Supervisor:
         """Make the supervisor of an installed plugin that is to run. Raises PluginError."""
-        entry = await _in_thread(partial(self._catalog.registry.get, no))
+        entry = await in_thread(self._catalog.registry.get, no)
         entry = await self._upgrades.bring_values(entry)
         return self._supervisor(await self.plan(entry))
 
@@ -119,9 +116,4 @@ class Loader:
     async def _note_quarantine(self, no: str, quarantine: Quarantine) -> None:
         self._around.auditor.note("quarantine", no, reason=quarantine.reason)
         change = partial(self._catalog.registry.change, no, quarantine=quarantine)
-        await _in_thread(change)
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Package work reads and syncs files; it must not hold the loop."""
-    return await trio.to_thread.run_sync(function)
+        await in_thread(change)

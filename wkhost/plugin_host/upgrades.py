@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 import structlog
@@ -31,13 +30,13 @@ from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.plan import Plan, Switch
 from wkhost.plugin_host.registry import Entry, Release, Snapshot
 from wkhost.plugin_host.supervisor import DRAIN_S, Supervisor
+from wkhost.plugin_host.threads import in_thread
 from wkhost.store import mutations
 from wkhost.store.store import Store
 
 Swap = Callable[[str, Plan, Switch], Awaitable[None]]
 """Let another generation take over, and the chain follow. Raises PluginError: nothing changed."""
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -65,16 +64,16 @@ class Upgrades:
         package, before = staged.package, staged.before
         no = package.manifest.no
         if before is None or before.digest == package.digest or self._running(no) is None:
-            return await _in_thread(partial(self._catalog.register, staged))
+            return await in_thread(self._catalog.register, staged)
         release = releases.release_of(package, self._catalog.plugins_dir, staged.consent.granted)
         why = f"upgrade to {release.version}"
         return await self._change(before, package, release, staged.consent, None, why)
 
     async def agree(self, no: str, digest: str, granted: list[str]) -> Entry:
         """Use a version that waited, now that somebody has agreed to what it asks for."""
-        entry = await _in_thread(partial(self._catalog.registry.get, no))
+        entry = await in_thread(self._catalog.registry.get, no)
         release = releases.find_release(entry, digest)
-        package = await _in_thread(partial(self._catalog.release_package, entry, release))
+        package = await in_thread(self._catalog.release_package, entry, release)
         agreed = consent(package.manifest, granted, entry, entry.denied)
         if agreed.waiting:
             names = ", ".join(each.name for each in agreed.waiting)
@@ -85,16 +84,16 @@ class Upgrades:
 
     async def go_back(self, no: str, to: str, why: str = "") -> Entry:
         """Go back to a version or snapshot that was agreed to; empty: to the one left last."""
-        entry = await _in_thread(partial(self._catalog.registry.get, no))
+        entry = await in_thread(self._catalog.registry.get, no)
         release, snapshot = releases.way_back(entry, to)
-        package = await _in_thread(partial(self._catalog.release_package, entry, release))
+        package = await in_thread(self._catalog.release_package, entry, release)
         agreed = Consent(release.granted or (), entry.denied)
         text = why or f"rollback from {entry.version}"
         changed = await self._change(entry, package, release, agreed, snapshot, text)
         if not why:
             return changed
         note = partial(releases.withdraw, digest=entry.digest, why=why)
-        return await _in_thread(partial(self._catalog.registry.update, no, note))
+        return await in_thread(self._catalog.registry.update, no, note)
 
     async def bring_values(self, entry: Entry) -> Entry:
         """Copy the values of the version before, where it was left while no server ran."""
@@ -106,7 +105,7 @@ class Upgrades:
         old.finish_copy(new)
         await self._store.sync()
         change = partial(self._catalog.registry.change, no, copy_from=None)
-        return await _in_thread(change)
+        return await in_thread(change)
 
     # --- one change -----------------------------------------------------------------------------
 
@@ -145,8 +144,8 @@ class Upgrades:
             cursors=cursors,
             copied=copied,
         )
-        changed = await _in_thread(commit)
-        for gone in await _in_thread(partial(self._catalog.prune, no)):
+        changed = await in_thread(commit)
+        for gone in await in_thread(self._catalog.prune, no):
             await self._api.drop_values(no, gone)
         log.info("plugin_version", plugin=no, version=release.version, why=why)
         return changed
@@ -180,8 +179,3 @@ class Upgrades:
             raise
         await self._store.sync()
         return cursors
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Package work reads and syncs files; it must not hold the loop."""
-    return await trio.to_thread.run_sync(function)

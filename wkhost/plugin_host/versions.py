@@ -6,33 +6,64 @@ one comes back by itself, with the values and settings it had.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol
 
 import structlog
 import trio
 
 from wkhost.errors import PluginError
+from wkhost.hooks.records import CallRecords
 from wkhost.link import contract as c
-from wkhost.plugin_host.catalog import waits_error
+from wkhost.plugin_host.auditor import Auditor
+from wkhost.plugin_host.catalog import Catalog, waits_error
 from wkhost.plugin_host.observation import Observation
 from wkhost.plugin_host.output import HOST_STREAM, escape
 from wkhost.plugin_host.package import Package
 from wkhost.plugin_host.plan import Plan
 from wkhost.plugin_host.probation import figures, judge
+from wkhost.plugin_host.registry import Entry
 from wkhost.plugin_host.supervisor import DRAIN_S, Supervisor
+from wkhost.plugin_host.threads import in_thread
 from wkhost.plugin_host.upgrades import Upgrades
-
-if TYPE_CHECKING:
-    from wkhost.plugin_host.host import PluginHost
 
 LOOK_EVERY_S = 1.0
 """How often a version on probation is judged."""
 TAKE_BACK_S = 60.0
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
+
+
+class RunningPlugins(Protocol):
+    """What versions need of the plugin host. Methods raise PluginError."""
+
+    catalog: Catalog
+    auditor: Auditor
+    records: CallRecords
+
+    def running(self, no: str) -> Supervisor | None:
+        """Return what keeps a plugin running, None where it is not active."""
+
+    def info(self, no: str) -> c.PluginStatus: ...
+
+    async def plan(self, entry: Entry) -> Plan:
+        """Return what the next process of an entry is made of."""
+
+    async def start(self, no: str) -> None:
+        """Start an installed plugin and take it into the chain."""
+
+    async def swap(self, no: str, plan: Plan) -> None:
+        """Let a new process of `plan` take over."""
+
+    async def observe(self, no: str) -> None:
+        """Give a plugin the observers that its manifest asks for."""
+
+    def new_chain(self) -> None:
+        """Let messages from now on take the chain of the plugins as they are."""
+
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task beside the others until the host stops."""
 
 
 class Versions:
@@ -40,7 +71,7 @@ class Versions:
 
     def __init__(
         self,
-        host: PluginHost,
+        host: RunningPlugins,
         upgrades: Upgrades,
         observation: Observation,
         changing: trio.Lock,
@@ -56,15 +87,15 @@ class Versions:
     async def inspect(self, request: c.InspectPlugin) -> c.PluginProposal:
         """Look at a package and say what it asks for, without installing it."""
         async with self._changing:
-            return await _in_thread(partial(self._catalog.propose, request.source))
+            return await in_thread(self._catalog.propose, request.source)
 
     async def install(self, request: c.InstallPlugin) -> c.PluginStatus:
         """Install or upgrade. A running plugin goes over; if that fails the old version stays."""
         async with self._changing:
-            staged = await _in_thread(partial(self._catalog.stage, request))
+            staged = await in_thread(self._catalog.stage, request)
             no = staged.package.manifest.no
             if staged.consent.waiting:
-                await _in_thread(partial(self._catalog.register, staged))
+                await in_thread(self._catalog.register, staged)
                 raise waits_error(staged)
             active = self._host.running(no)
             leaving = None if active is None else active.plan.package
@@ -101,14 +132,14 @@ class Versions:
             change = partial(
                 self._catalog.set_grant, no, request.capability, granted=request.granted
             )
-            entry = await _in_thread(change)
+            entry = await in_thread(change)
             active = self._host.running(no)
             if active is not None:
                 await self._use_rights(active, await self._host.plan(entry), entry.denied)
             return self._host.info(no)
 
     async def versions(self, request: c.GetPluginVersions) -> c.PluginVersions:
-        return await _in_thread(partial(self._catalog.versions, request.no))
+        return await in_thread(self._catalog.versions, request.no)
 
     async def _use_rights(self, active: Supervisor, plan: Plan, denied: Sequence[str]) -> None:
         """Let what is granted now hold: at once where that is possible, else with a new process."""
@@ -170,8 +201,3 @@ class Versions:
                 auditor.note("rollback", no, reason=why, failed=str(error))
             else:
                 auditor.note("rollback", no, reason=why)
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Package work reads and syncs files; it must not hold the loop."""
-    return await trio.to_thread.run_sync(function)
