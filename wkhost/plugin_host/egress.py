@@ -31,6 +31,7 @@ from wkhost.plugin_host.egress_rules import (
     address_of,
     own_addresses,
 )
+from wkhost.plugin_host.pace import Pace
 
 MAX_CONNECTIONS = 32
 _CHUNK = 64 * 1024
@@ -99,7 +100,8 @@ class EgressProxy:
         self._resolver = resolver
         self._own = own
         self._open = 0
-        self._bucket = _Bucket(limits.bytes_per_s)
+        self._pace = Pace(limits.bytes_per_s, limits.bytes_per_s)
+        """Over all tunnels; a burst is one second's worth."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. `started` once the plugin can connect."""
@@ -251,7 +253,9 @@ class EgressProxy:
         """Carry one direction to its end. Only what was taken by the other side counts as life."""
         try:
             while data := await source.receive_some(_CHUNK):
-                await self._bucket.take(len(data))
+                wait_s = self._pace.take(trio.current_time(), len(data))
+                if wait_s:
+                    await trio.sleep(wait_s)
                 await sink.send_all(data)
                 count(len(data))
                 idle.deadline = trio.current_time() + self._limits.idle_s
@@ -274,18 +278,3 @@ async def _dial(address: Address, port: int) -> trio.SocketStream | None:
     except OSError:
         return None
     return trio.SocketStream(sock)
-
-
-class _Bucket:
-    """Bytes per second over all tunnels; a burst is one second's worth."""
-
-    def __init__(self, per_s: int) -> None:
-        self._per_s = per_s
-        self._free_at = 0.0
-
-    async def take(self, size: int) -> None:
-        """Return when `size` more bytes are within the rate."""
-        now = trio.current_time()
-        self._free_at = max(self._free_at, now - 1) + size / self._per_s
-        if self._free_at > now:
-            await trio.sleep(self._free_at - now)

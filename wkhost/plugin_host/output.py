@@ -14,6 +14,8 @@ from collections import deque
 import msgspec
 import trio
 
+from wkhost.plugin_host.pace import Pace
+
 MAX_LINE_BYTES = 8 * 1024
 MAX_KEPT_LINES = 2000
 MAX_KEPT_BYTES = 1024 * 1024
@@ -85,25 +87,6 @@ class LogRing:
         return ""
 
 
-class _Bucket:
-    def __init__(self, per_s: float, burst: float) -> None:
-        self._per_s, self._burst = per_s, burst
-        self._tokens, self._at = burst, trio.current_time()
-
-    def take(self, amount: float) -> float:
-        """Take tokens, into debt if need be; return the seconds until the debt is paid."""
-        self.refill()
-        self._tokens -= amount
-        return max(0.0, -self._tokens / self._per_s)
-
-    def refill(self) -> int:
-        """Return how many whole tokens are there now."""
-        now = trio.current_time()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
-        self._at = now
-        return max(0, int(self._tokens))
-
-
 class _Lines:
     """Cuts what one stream brings into lines for the ring; what comes too fast is only counted."""
 
@@ -111,12 +94,12 @@ class _Lines:
         self._ring = ring
         self._generation = generation
         self._stream = stream
-        self._bucket = _Bucket(LINES_PER_S, BURST_LINES)
+        self._pace = Pace(BURST_LINES, LINES_PER_S)
         self._rest = b""
         self._dropped = 0
 
     def feed(self, data: bytes) -> None:
-        allowed = self._bucket.refill()
+        allowed = self._pace.left(trio.current_time())
         *lines, rest = (self._rest + data).split(b"\n", allowed)
         if len(lines) == allowed:
             # A flood must not cost a step per line.
@@ -138,7 +121,7 @@ class _Lines:
         self._tell_dropped()
         for at in range(0, max(1, len(line)), MAX_LINE_BYTES):
             part = line[at : at + MAX_LINE_BYTES]
-            self._bucket.take(1)
+            self._pace.take(trio.current_time())
             self._ring.add(self._generation, self._stream, escape(part.decode("utf-8", "replace")))
 
     def _drop(self, count: int) -> None:
@@ -154,7 +137,7 @@ class _Lines:
 
 async def read_output(descriptor: int, ring: LogRing, generation: int, stream: str) -> None:
     """Read a non-blocking descriptor to its end, line by line, into `ring`."""
-    bytes_read = _Bucket(BYTES_PER_S, BURST_BYTES)
+    pace = Pace(BURST_BYTES, BYTES_PER_S)
     lines = _Lines(ring, generation, stream)
     while True:
         await trio.lowlevel.wait_readable(descriptor)
@@ -166,7 +149,7 @@ async def read_output(descriptor: int, ring: LogRing, generation: int, stream: s
             lines.end()
             return
         lines.feed(data)
-        await trio.sleep(bytes_read.take(len(data)))
+        await trio.sleep(pace.take(trio.current_time(), len(data)))
 
 
 def said(text: str) -> str:

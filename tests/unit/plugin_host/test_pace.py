@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from wkhost.plugin_host.grpc.budget import Pace
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wkhost.plugin_host.pace import Pace
 
 
 def test_a_burst_passes_at_once_and_what_follows_keeps_the_rate() -> None:
@@ -25,3 +28,16 @@ def test_a_pause_gives_back_no_more_than_the_burst() -> None:
     waits = [pace.take(2000.0) for _ in range(7)]
     assert max(waits[:5]) < 1e-6
     assert waits[5] > 0.009
+
+
+@given(st.floats(1, 5000), st.floats(1, 5000), st.lists(st.integers(1, 50), max_size=30))
+def test_what_is_left_does_not_wait_and_one_more_does(
+    burst: float, per_s: float, taken: list[int]
+) -> None:
+    pace = Pace(burst, per_s)
+    for amount in taken:
+        pace.take(1000.0, amount)
+    left = pace.left(1000.0)
+    assert 0 <= left <= burst
+    assert not left or pace.take(1000.0, left) < 1e-6
+    assert pace.take(1000.0, 1 + 1e-3) > 0

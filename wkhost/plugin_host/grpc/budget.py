@@ -1,4 +1,4 @@
-"""Token buckets: for frames that cost the host and carry nothing, and for calls."""
+"""A token bucket for frames that cost the host and carry nothing."""
 
 from __future__ import annotations
 
@@ -30,19 +30,3 @@ class Budget:
     @property
     def empty(self) -> bool:
         return self._tokens < 0
-
-
-class Pace:
-    """Spreads work over time: at most `per_s` a second after a burst of `burst`."""
-
-    __slots__ = ("_burst_s", "_next", "_step")
-
-    def __init__(self, burst: int, per_s: float) -> None:
-        self._step = 1 / per_s
-        self._burst_s = burst / per_s
-        self._next = 0.0
-
-    def take(self, now: float) -> float:
-        """Count one piece of work; return how many seconds it has to wait."""
-        self._next = max(self._next, now) + self._step
-        return max(0.0, self._next - self._burst_s - now)

@@ -7,16 +7,17 @@ slices of a millisecond with one `send` each. A handler that need not wait runs 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 import trio
 
-from wkhost.plugin_host.grpc.budget import Pace
 from wkhost.plugin_host.grpc.events import UnaryRequest
 from wkhost.plugin_host.grpc.methods import CallInfo, Limits
 from wkhost.plugin_host.grpc.status import GrpcError, StatusCode
+from wkhost.plugin_host.pace import Pace
 
 SLICE_S = 0.001
 """How much of one turn handlers and answers of a connection may take; a call is never split."""
@@ -80,7 +81,7 @@ class UnaryCalls:
             if self._answers:
                 self._answer(*self._answers.popleft())
             elif not self._waiting or len(self._running) >= self._max_running:
-                return trio.current_time() + 3600.0
+                return math.inf
             else:
                 now = trio.current_time()
                 if self._due is None:
@@ -111,7 +112,7 @@ class UnaryCalls:
         if isinstance(answer, bytes):
             self._reply(stream_id, answer)
             return
-        scope = trio.CancelScope(deadline=float("inf") if deadline is None else deadline)
+        scope = trio.CancelScope(deadline=math.inf if deadline is None else deadline)
         self._running[stream_id] = scope
         nursery.start_soon(self._wait_for, stream_id, answer, scope)
 
