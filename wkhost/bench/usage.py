@@ -10,7 +10,6 @@ import psutil
 
 from wkhost.bench.errors import BenchError
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -49,7 +48,10 @@ def cpu_s(pid: int) -> float:
 
 def rss_bytes(pid: int) -> int:
     """Return the resident memory of one process. Raises BenchError."""
-    return int(_read(pid, "statm").split()[1]) * _PAGE
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        raise BenchError(f"process {pid}: there is none") from None
 
 
 def memory(pid: int) -> Memory:

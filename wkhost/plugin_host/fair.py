@@ -14,10 +14,10 @@ Other processes start politely the same way where the old one serves meanwhile, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import psutil
 import structlog
 import trio
 
@@ -62,30 +62,31 @@ class Brake(Protocol):
 class Machine:
     """How many cores are idle, read at most every `LOOK_EVERY_S` for all who ask."""
 
-    def __init__(self, stat: Path = Path("/proc/stat"), cores: int = os.cpu_count() or 1) -> None:
+    def __init__(
+        self,
+        cpu_times: Callable[[], Sequence[float]] = psutil.cpu_times,
+        cores: int = os.cpu_count() or 1,
+    ) -> None:
+        """`cpu_times` returns seconds of all cores together, in the order of /proc/stat."""
         self.cores = cores
         self.headroom = min(HEADROOM, cores / 2)
         self.free = float(cores)
-        self._stat = stat
+        self._cpu_times = cpu_times
         self._read_at = -LOOK_EVERY_S
-        self._before = (0, 0)
+        self._before = (0.0, 0.0)
 
     def look(self, now: float) -> float:
         """Return the idle cores since about the last look. `now` in seconds."""
         if now - self._read_at >= LOOK_EVERY_S * 0.9:
             self._read_at = now
-            idle, total = self._ticks()
+            # user nice system idle iowait irq softirq steal; guests are counted in user
+            times = self._cpu_times()[:8]
+            idle, total = times[3] + times[4], sum(times)
             idle_before, total_before = self._before
             self._before = idle, total
             if total > total_before:
                 self.free = self.cores * (idle - idle_before) / (total - total_before)
         return self.free
-
-    def _ticks(self) -> tuple[int, int]:
-        with self._stat.open("rb") as file:
-            # user nice system idle iowait irq softirq steal; guests are counted in user
-            ticks = [int(each) for each in file.readline().split()[1:9]]
-        return ticks[3] + ticks[4], sum(ticks)
 
 
 class FairShare:

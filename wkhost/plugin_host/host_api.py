@@ -7,7 +7,8 @@ INVALID_ARGUMENT, a missing grant in PERMISSION_DENIED.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -129,13 +130,8 @@ class HostApi:
     ) -> Callable[[bytes, CallInfo], bytes]:
         def serve(data: bytes, call: CallInfo) -> bytes:
             request = _read_request(session, request_type, data)
-            try:
+            with self._told(session):
                 return method(request).SerializeToString()
-            except StoreError as error:
-                raise _unavailable(error) from error
-            except GrpcError as error:
-                self._note(session, error)
-                raise
 
         return serve
 
@@ -147,19 +143,22 @@ class HostApi:
     ) -> Callable[[bytes, CallInfo], Awaitable[bytes]]:
         async def serve(data: bytes, call: CallInfo) -> bytes:
             request = _read_request(session, request_type, data)
-            try:
+            with self._told(session):
                 return (await method(request)).SerializeToString()
-            except StoreError as error:
-                raise _unavailable(error) from error
-            except GrpcError as error:
-                self._note(session, error)
-                raise
 
         return serve
 
-    def _note(self, session: Session, error: GrpcError) -> None:
-        if error.code == StatusCode.PERMISSION_DENIED:
-            self._denied(session.no, "grant_denied", error.message)
+    @contextmanager
+    def _told(self, session: Session) -> Iterator[None]:
+        """Put the store's errors into the plugin's words, and tell of calls that lack a grant."""
+        try:
+            yield
+        except StoreError as error:
+            raise _unavailable(error) from error
+        except GrpcError as error:
+            if error.code == StatusCode.PERMISSION_DENIED:
+                self._denied(session.no, "grant_denied", error.message)
+            raise
 
     @property
     def store(self) -> Store:

@@ -12,6 +12,7 @@ from tests.integration.plugin_host.kit import Running, running, until, write_plu
 from tests.integration.plugin_host.test_observers import store
 from wkhost.plugin_host.observers import cursor_name
 from wkhost.plugin_host.rules import Rules
+from wkhost.plugin_host.session import Session
 
 MAX_LAG = 300
 WATCHER = """
@@ -36,6 +37,16 @@ async def install(it: Running, folder: Path) -> None:
 
 def data(it: Running) -> Path:
     return it.folder / "plugins" / "watcher" / "data"
+
+
+async def install_with_messages_in_hand(it: Running, folder: Path) -> Session:
+    """Install a plugin that stops with 10 messages in its hands; return its session."""
+    await install(it, folder)
+    (data(it) / "stop").touch()
+    await store(it, 10)
+    session: Session = it.target("watcher").session  # type: ignore[attr-defined]
+    await until(lambda: session.open_calls_of("persist_after")[0])
+    return session
 
 
 def seen(it: Running) -> list[int]:
@@ -77,11 +88,7 @@ async def test_beyond_the_bound_the_oldest_are_dropped_and_a_record_says_how_man
 ) -> None:
     """Those that the plugin has when it stops are in its hands; the newest `MAX_LAG` wait."""
     async with running(tmp_path, rules=Rules(max_lag=MAX_LAG)) as it:
-        await install(it, tmp_path)
-        (data(it) / "stop").touch()
-        await store(it, 10)
-        hook = it.target("watcher")
-        await until(lambda: hook.session.open_calls_of("persist_after")[0])  # type: ignore[attr-defined]
+        await install_with_messages_in_hand(it, tmp_path)
         for first in range(11, 1011, 100):
             await store(it, 100, first=first)
         (data(it) / "stop").unlink()
@@ -100,11 +107,7 @@ async def test_beyond_the_bound_the_oldest_are_dropped_and_a_record_says_how_man
 async def test_what_a_dead_plugin_had_is_dropped_with_the_rest(tmp_path: Path) -> None:
     """When it comes back it gets the newest `MAX_LAG`, not first what it had when it died."""
     async with running(tmp_path, rules=Rules(max_lag=MAX_LAG)) as it:
-        await install(it, tmp_path)
-        (data(it) / "stop").touch()
-        await store(it, 10)
-        hook = it.target("watcher")
-        await until(lambda: hook.session.open_calls_of("persist_after")[0])  # type: ignore[attr-defined]
+        await install_with_messages_in_hand(it, tmp_path)
         await it.host.disable("watcher")
         await store(it, 1000, first=11)
         (data(it) / "stop").unlink()
@@ -118,13 +121,8 @@ async def test_a_plugin_that_dies_with_messages_in_hand_loses_them_beyond_the_bo
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, rules=Rules(max_lag=MAX_LAG)) as it:
-        await install(it, tmp_path)
-        (data(it) / "stop").touch()
-        await store(it, 10)
-        hook = it.target("watcher")
-        await until(lambda: hook.session.open_calls_of("persist_after")[0])  # type: ignore[attr-defined]
+        session = await install_with_messages_in_hand(it, tmp_path)
         await store(it, 1000, first=11)
-        session = hook.session  # type: ignore[attr-defined]
         (data(it) / "stop").unlink()
         session.break_off("for this test")
         await until(lambda: told(it)["lag"] == 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +18,6 @@ from wkhost.plugin_host.fair import (
 )
 
 CORES = 2
-TICKS_PER_S = 100
 
 
 class _Brake:
@@ -47,17 +44,13 @@ class _Brake:
 class _World:
     """A plugin on a machine whose other users take `others` cores."""
 
-    def __init__(
-        self, folder: Path, *, limit: float = 1.0, polite: bool = False, cores: int = CORES
-    ) -> None:
+    def __init__(self, *, limit: float = 1.0, polite: bool = False, cores: int = CORES) -> None:
         self.brake = _Brake()
         self.waited_s = 0.0
         self._now = 0.0
         self._cores = cores
         self._idle = self._busy = 0.0
-        self._stat = folder / "stat"
-        self._write()
-        self.machine = Machine(self._stat, cores)
+        self.machine = Machine(self._cpu_times, cores)
         self.fair = FairShare(
             self.brake,
             self.machine,
@@ -68,9 +61,10 @@ class _World:
         )
         self.fair.look(0.0)
 
-    def _write(self) -> None:
-        busy, idle = int(self._busy * TICKS_PER_S), int(self._idle * TICKS_PER_S)
-        self._stat.write_text(f"cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3\n")
+    def _cpu_times(self) -> list[float]:
+        """As psutil tells them: in ticks, guests last."""
+        busy, idle = round(self._busy, 2), round(self._idle, 2)
+        return [busy, 0.0, 0.0, idle, 0.0, 0.0, 0.0, 0.0, 77.0, 0.0]
 
     def go_on(
         self,
@@ -93,13 +87,12 @@ class _World:
             self.waited_s += waited * LOOK_EVERY_S
             periods, stops = self.brake.periods
             self.brake.periods = periods + 25, stops + int(25 * stopped)
-            self._write()
             self.fair.look(self._now)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> _World:
-    world = _World(tmp_path)
+def world() -> _World:
+    world = _World()
     world.fair.serves()
     return world
 
@@ -117,8 +110,8 @@ def test_it_gets_what_is_left_besides_the_headroom(world: _World) -> None:
     assert world.brake.share == pytest.approx(2 - 0.8 - 1, rel=0.2)
 
 
-def test_nobody_gives_way_where_there_is_room(tmp_path: Path) -> None:
-    world = _World(tmp_path, cores=4)
+def test_nobody_gives_way_where_there_is_room() -> None:
+    world = _World(cores=4)
     world.fair.serves()
     world.go_on(40, wants=1.0, others=1.9)
     assert world.brake.share is None
@@ -141,8 +134,8 @@ def test_one_that_its_quota_stops_gives_way_even_where_messages_wait(world: _Wor
     assert world.brake.share is not None
 
 
-def test_one_that_takes_more_than_it_may_is_held_to_its_limit(tmp_path: Path) -> None:
-    world = _World(tmp_path, limit=0.5)
+def test_one_that_takes_more_than_it_may_is_held_to_its_limit() -> None:
+    world = _World(limit=0.5)
     world.fair.serves()
     world.go_on(GREEDY_LOOKS + 2, wants=1.0, others=0.1)
     assert world.brake.share == pytest.approx(0.5)
@@ -157,8 +150,8 @@ def test_one_that_wants_less_is_free_again_after_a_while(world: _World) -> None:
     assert world.brake.share is None
 
 
-def test_a_start_counts_against_nobody(tmp_path: Path) -> None:
-    world = _World(tmp_path)
+def test_a_start_counts_against_nobody() -> None:
+    world = _World()
     world.go_on(int(START_S / LOOK_EVERY_S) - 1, wants=1.0, others=1.5)
     assert world.brake.share is None
     world.fair.serves()
@@ -167,22 +160,22 @@ def test_a_start_counts_against_nobody(tmp_path: Path) -> None:
     assert world.brake.share is None
 
 
-def test_who_never_finishes_its_start_is_treated_as_the_others(tmp_path: Path) -> None:
-    world = _World(tmp_path)
+def test_who_never_finishes_its_start_is_treated_as_the_others() -> None:
+    world = _World()
     world.go_on(int(START_S / LOOK_EVERY_S) + 5, wants=1.0, others=1.2)
     assert world.brake.share is not None
 
 
-def test_a_polite_start_takes_what_is_left_until_it_serves(tmp_path: Path) -> None:
-    world = _World(tmp_path, polite=True)
+def test_a_polite_start_takes_what_is_left_until_it_serves() -> None:
+    world = _World(polite=True)
     world.go_on(4, wants=1.0, others=1.3)
     assert world.brake.share == pytest.approx(LEAST_START_SHARE)
     world.fair.serves()
     assert world.brake.share is None
 
 
-def test_a_polite_start_is_over_after_a_while(tmp_path: Path) -> None:
-    world = _World(tmp_path, polite=True)
+def test_a_polite_start_is_over_after_a_while() -> None:
+    world = _World(polite=True)
     world.go_on(int(START_S / LOOK_EVERY_S) + 1, wants=0.2, others=1.3)
     assert world.brake.share is None
 
@@ -198,12 +191,11 @@ def test_a_polite_start_is_over_after_a_while(tmp_path: Path) -> None:
     polite=st.booleans(),
 )
 def test_what_it_may_have_stays_within_bounds(
-    tmp_path_factory: pytest.TempPathFactory,
     steps: list[tuple[float, float, float, float, bool]],
     limit: float,
     polite: bool,
 ) -> None:
-    world = _World(tmp_path_factory.mktemp("fair"), limit=limit, polite=polite)
+    world = _World(limit=limit, polite=polite)
     for wants, others, waited, stopped, serves in steps:
         world.go_on(1, wants=min(wants, limit), others=others, waited=waited, stopped=stopped)
         if serves:

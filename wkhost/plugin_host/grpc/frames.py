@@ -22,21 +22,26 @@ DEFAULT_FRAME = 16384
 MAX_WINDOW = 2**31 - 1
 
 
+def frame(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
+    size = len(body)
+    return FRAME_HEADER.pack(size >> 8, size & 255, kind, flags, stream_id) + body
+
+
 def window_frame(stream_id: int, increment: int) -> bytes:
-    return FRAME_HEADER.pack(0, 4, WINDOW_UPDATE, 0, stream_id) + increment.to_bytes(4, "big")
+    return frame(WINDOW_UPDATE, 0, stream_id, increment.to_bytes(4, "big"))
 
 
 def reset_frame(stream_id: int, code: int) -> bytes:
-    return FRAME_HEADER.pack(0, 4, RST_STREAM, 0, stream_id) + code.to_bytes(4, "big")
+    return frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big"))
 
 
 def ping_ack_frame(payload: bytes) -> bytes:
-    return FRAME_HEADER.pack(0, 8, PING, FLAG_ACK, 0) + payload
+    return frame(PING, FLAG_ACK, 0, payload)
 
 
 def goaway_frame(last_stream: int, code: int, text: str) -> bytes:
     body = last_stream.to_bytes(4, "big") + code.to_bytes(4, "big") + text.encode()[:128]
-    return FRAME_HEADER.pack(0, len(body), GOAWAY, 0, 0) + body
+    return frame(GOAWAY, 0, 0, body)
 
 
 def preamble(limits: Limits) -> bytes:
@@ -47,5 +52,5 @@ def preamble(limits: Limits) -> bytes:
         (SettingCodes.MAX_HEADER_LIST_SIZE, limits.max_header_bytes),
     )
     body = b"".join(int(k).to_bytes(2, "big") + v.to_bytes(4, "big") for k, v in values)
-    settings = FRAME_HEADER.pack(0, len(body), SETTINGS, 0, 0) + body
+    settings = frame(SETTINGS, 0, 0, body)
     return settings + window_frame(0, limits.connection_window - DEFAULT_WINDOW)

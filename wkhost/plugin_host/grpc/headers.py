@@ -8,8 +8,8 @@ from __future__ import annotations
 from wkhost.plugin_host.grpc.frames import (
     FLAG_END_HEADERS,
     FLAG_END_STREAM,
-    FRAME_HEADER,
     HEADERS,
+    frame,
 )
 from wkhost.plugin_host.grpc.status import StatusCode, encode_message
 
@@ -61,5 +61,4 @@ def trailers_only(code: StatusCode, message: str, http_status: int) -> bytes:
 def headers_frame(stream_id: int, block: bytes, *, end: bool) -> bytes:
     """One HEADERS frame; what is made here is far below any frame limit."""
     flags = FLAG_END_HEADERS | FLAG_END_STREAM if end else FLAG_END_HEADERS
-    size = len(block)
-    return FRAME_HEADER.pack(size >> 8, size & 255, HEADERS, flags, stream_id) + block
+    return frame(HEADERS, flags, stream_id, block)

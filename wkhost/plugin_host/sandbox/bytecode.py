@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-PACKAGES = ("plugin_sdk", "grpc", "google.protobuf")
+PACKAGES = ("plugin_sdk", "hpack", "google.protobuf")
 """What the SDK imports besides the standard library; installers need not compile it."""
 _READ, _SEARCH = 0o444, 0o111
 _LEVELS = 10

@@ -45,9 +45,13 @@ class Group(msgspec.Struct, frozen=True):
         return next(iter(self.folders.values())).name
 
     def attach(self, pid: int) -> None:
-        """Put a process (and what it starts from now on) in. Raises PluginError."""
+        """Put a process (and what it starts from now on) in, where it was not born in it.
+
+        Blocks for milliseconds for each folder that it moves to. Raises PluginError.
+        """
         for folder in dict.fromkeys(self.folders.values()):
-            _write(folder / "cgroup.procs", str(pid))
+            if pid not in _pids(folder):
+                _write(folder / "cgroup.procs", str(pid))
 
     def out_of_memory_kills(self) -> int:
         folder = self.folders.get("memory")
@@ -85,10 +89,7 @@ class Group(msgspec.Struct, frozen=True):
 
     def pids(self) -> list[int]:
         """Return the processes in it."""
-        for folder in self.folders.values():
-            with contextlib.suppress(OSError):
-                return [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
-        return []
+        return _pids(next(iter(self.folders.values())))
 
     def set_cpu_share(self, cores: float) -> None:
         """Let it have another quota than it was made with. Raises PluginError."""
@@ -264,12 +265,15 @@ def _removed(folder: Path) -> bool:
     return True
 
 
-def _kill_all(folder: Path) -> None:
+def _pids(folder: Path) -> list[int]:
     try:
-        pids = (folder / "cgroup.procs").read_text().split()
+        return [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
     except OSError:
-        return
-    for pid in map(int, pids):
+        return []
+
+
+def _kill_all(folder: Path) -> None:
+    for pid in _pids(folder):
         # Not ourselves, should a thread of ours be stuck in it.
         if pid != os.getpid():
             with contextlib.suppress(ProcessLookupError):
