@@ -96,23 +96,24 @@ async def test_a_killed_plugin_answers_at_once_and_comes_back(tmp_path: Path) ->
 
 
 async def test_deaths_leave_no_process_descriptor_or_folder_behind(tmp_path: Path) -> None:
+    others = set(psutil.Process().children())
     async with running(tmp_path) as it:
         await it.install(write_plugin(tmp_path / "src"))
         target = proxy_of(it.target("echo"))
         pids: list[int] = []
-        descriptors: list[int] = []
+        descriptors = [0]
         for _ in range(4):
             pids.append(it.host.info("echo").pid)
             os.kill(pids[-1], signal.SIGKILL)
             await until(lambda: not target.ready)
             await until(lambda: target.ready)
             await until(lambda: len(list((tmp_path / "run").iterdir())) == 1)
-            descriptors.append(len(os.listdir("/proc/self/fd")))
-        assert len(set(descriptors)) == 1
+            # Threads of the host read files meanwhile; what is left behind stays.
+            descriptors[0] = descriptors[0] or len(os.listdir("/proc/self/fd"))
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors[0])
         assert not any(map(alive, pids))
-        children = [child.pid for child in psutil.Process().children()]
-        assert len(children) == 1
-        assert it.host.info("echo").pid in family(children[0])
+        (child,) = set(psutil.Process().children()) - others
+        assert it.host.info("echo").pid in family(child.pid)
 
 
 async def test_calls_to_a_dead_plugin_crash_and_it_stays_in_the_chain(tmp_path: Path) -> None:
