@@ -27,7 +27,7 @@ from wkhost.store import mutations
 from wkhost.store.store import Store
 from wkhost.types import Message
 
-BATCH_MESSAGES = 256
+BATCH_MESSAGES = 64
 BATCH_BYTES = 256 * 1024
 BATCH_EVERY_S = 0.01
 """Least time from batch to batch, unless a full one waits. A lone message goes at once; under load
