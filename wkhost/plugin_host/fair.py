@@ -14,6 +14,7 @@ Other processes start politely the same way where the old one serves meanwhile, 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,7 +25,7 @@ import trio
 LOOK_EVERY_S = 0.1
 HEADROOM = 1.0
 """Cores, or half of the machine's. A scheduler that sees its cores busy looks for no idle one."""
-LEAST_SHARE = 0.05
+LEAST_SHARE = 0.02
 LEAST_START_SHARE = 0.15
 OWN_SHARE = 0.25
 """Cores on its own account; less is never minded."""
@@ -33,6 +34,9 @@ STOPPED_SHARE = 0.5
 BEYOND_LIMIT = 1.1
 """Times its limit; more than the kernel lets pass where there is a quota."""
 GREEDY_LOOKS = 3
+LEFT_LOOKS = 10
+"""What is left to it is the mean of so many looks. It may be stopped in one and run in the next,
+and the machine's idle time is not read at the same moment."""
 CONTENT = 0.8
 """A plugin that takes less of what it may have wants no more."""
 FORGIVEN_LOOKS = 50
@@ -53,7 +57,10 @@ class Brake(Protocol):
         """Return how many periods of its quota there were, and in how many it was stopped."""
 
     def slow(self, share: float) -> None:
-        """Let them have so many cores, and those only when nobody else wants them."""
+        """Let them have so many cores, and those only when nobody else wants them.
+
+        Called at every look, since there may be other processes by then.
+        """
 
     def release(self) -> None:
         """Let them run as anybody again."""
@@ -71,6 +78,8 @@ class Machine:
         self.cores = cores
         self.headroom = min(HEADROOM, cores / 2)
         self.free = float(cores)
+        self.idle_s = 0.0
+        """Of all cores together, since some time."""
         self._cpu_times = cpu_times
         self._read_at = -LOOK_EVERY_S
         self._before = (0.0, 0.0)
@@ -84,6 +93,7 @@ class Machine:
             idle, total = times[3] + times[4], sum(times)
             idle_before, total_before = self._before
             self._before = idle, total
+            self.idle_s = idle
             if total > total_before:
                 self.free = self.cores * (idle - idle_before) / (total - total_before)
         return self.free
@@ -114,6 +124,8 @@ class FairShare:
         self._starting = True
         self._started_at = 0.0
         self._at = 0.0
+        self._spare: deque[tuple[float, float]] = deque(maxlen=LEFT_LOOKS + 1)
+        """Looks: when, and the core seconds until then that nobody else used."""
         self._used_s = 0.0
         self._answered_s = 0.0
         self._periods = (0, 0)
@@ -146,11 +158,12 @@ class FairShare:
         used = (used_s - self._used_s) / elapsed
         own = used - (answered_s - self._answered_s) / elapsed
         self._at, self._used_s, self._answered_s = now, used_s, answered_s
+        self._spare.append((now, self._machine.idle_s + used_s))
         often_stopped = self._often_stopped()
         if self._starting:
             self._starting = now - self._started_at < START_S
             if self._starting and self._polite:
-                self._slow(max(LEAST_START_SHARE, self._left(free, used)))
+                self._slow(max(LEAST_START_SHARE, self._left()))
             elif not self._starting:
                 self._free()
             return
@@ -170,10 +183,12 @@ class FairShare:
                 return
         else:
             self._good_looks = 0
-        self._slow(max(LEAST_SHARE, self._left(free, used)))
+        self._slow(max(LEAST_SHARE, self._left()))
 
-    def _left(self, free: float, used: float) -> float:
-        return min(self._limit, free + used - self._machine.headroom)
+    def _left(self) -> float:
+        (since, before_s), (now, after_s) = self._spare[0], self._spare[-1]
+        spare = (after_s - before_s) / max(now - since, LOOK_EVERY_S)
+        return min(self._limit, spare - self._machine.headroom)
 
     def _often_stopped(self) -> bool:
         periods, stopped = counts = self._brake.stopped_periods()
@@ -182,10 +197,8 @@ class FairShare:
         return stopped - stopped_before >= max(1.0, (periods - before) * STOPPED_SHARE)
 
     def _slow(self, share: float) -> None:
-        # Small changes are not worth a system call.
-        if self.share is None or abs(share - self.share) > self.share / 10:
-            self.share = share
-            self._brake.slow(share)
+        self.share = share
+        self._brake.slow(share)
 
     def _free(self) -> None:
         self._bad_looks = self._good_looks = 0

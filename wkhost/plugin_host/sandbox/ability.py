@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from functools import lru_cache
 
@@ -47,12 +46,11 @@ def find_ability() -> Ability:
     groups = None
     try:
         groups = cgroups.open_groups()
-        atexit.register(groups.close)
     except (PluginError, OSError) as error:
         missing.update(dict.fromkeys(("memory", "cpu"), f"no control group: {error}"))
     if groups is not None:
         for layer, controller in (("memory", "memory"), ("cpu", "cpu")):
-            if controller not in groups.folders:
+            if controller not in groups.homes:
                 missing[layer] = f"no {controller} controller; {cgroups.FIX}"
     try:
         bubblewrap, python = find_bubblewrap(), interpreter()
@@ -66,7 +64,7 @@ def find_ability() -> Ability:
             missing[layer] = findings.broken.get(layer, "not probed")
     if abi == 0:
         missing["landlock"] = "the kernel has no Landlock (5.13 or newer, enabled with lsm=)"
-    if os.geteuid() == 0 and "uid" in missing and (groups is None or "pids" not in groups.folders):
+    if os.geteuid() == 0 and "uid" in missing and (groups is None or "pids" not in groups.homes):
         # The kernel exempts root from RLIMIT_NPROC.
         missing["processes"] = f"{missing['uid']}; no pids controller; {cgroups.FIX}"
     held = frozenset(SANDBOX_LAYERS) - set(missing)

@@ -1,4 +1,8 @@
-"""How a plugin's processes are slowed: by their control group, else by signals."""
+"""How a plugin's processes are slowed: by their control group, else by signals.
+
+Either way they are kept on as few of the CPUs as they may have: who wakes finds another one that is
+idle. Nobody takes it back from inside: the sandbox refuses `sched_setaffinity`.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,15 @@ from collections.abc import Callable, Iterable
 
 from wkhost.errors import PluginError
 from wkhost.plugin_host.sandbox.cgroups import Group
+from wkhost.plugin_host.sandbox.scheduling import LONG_SLICE_S, Corner, set_session_weight
 from wkhost.plugin_host.sandbox.watch import family
 
-SHORT_SLICE_S = 0.001
-"""How long a process that owes time may run until it is stopped again, and so how long anybody
-who wakes meanwhile may have to wait."""
-LONG_SLICE_S = 0.01
-"""The same of one that owes nothing."""
 LONGEST_STOP_S = 0.1
+"""Long: each time they go on somebody waits for them, however little they take then."""
+SHORTEST_SLICE_S = 0.001
+LONGEST_SLICE_S = 0.01
+"""How long they run until it is seen what they took."""
 MOST_OWED_S = 1.0
-REFRESH_S = 0.25
-"""Descendants that come meanwhile run until then."""
 _CPUCLOCK_SCHED = 2
 """Source: clock_getcpuclockid(3), which makes the id of a process's clock so."""
 
@@ -33,6 +35,8 @@ class GroupBrake:
         """`limit`: its quota in cores when nothing slows it."""
         self._group = group
         self._limit = limit
+        self._share: float | None = None
+        self._corner = Corner()
 
     def used_s(self) -> float:
         return _clocks_s(self._group.pids())
@@ -41,17 +45,21 @@ class GroupBrake:
         return self._group.stopped_periods()
 
     def slow(self, share: float) -> None:
-        self._set(share, idle=True)
+        self._corner.hold(self._group.pids(), share)
+        before = self._share
+        # A new quota also forgives what was taken beyond the old one.
+        if before is None or abs(share - before) > before / 10:
+            self._share = share
+            self._set(share, idle=True)
 
     def release(self) -> None:
+        self._share = None
+        self._corner.leave(self._group.pids())
         self._set(self._limit, idle=False)
 
     def _set(self, share: float, *, idle: bool) -> None:
-        # The group may be gone; and older kernels cannot make one idle, there the quota is all.
-        with contextlib.suppress(PluginError):
-            self._group.set_cpu_share(share)
-        with contextlib.suppress(OSError):
-            self._group.set_idle(idle=idle)
+        with contextlib.suppress(PluginError):  # the group may be gone
+            self._group.set_cpu(share, idle=idle)
 
 
 class SignalBrake:
@@ -66,8 +74,11 @@ class SignalBrake:
         self._plugin_pid = plugin_pid
         self._alone = alone
         self._share: float | None = None
+        self._corner = Corner(LONG_SLICE_S)
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
+        self._let_go = threading.Event()
+        """No process is stopped any more."""
 
     def used_s(self) -> float:
         return _clocks_s(self._family())
@@ -77,8 +88,9 @@ class SignalBrake:
 
     def slow(self, share: float) -> None:
         self._share = share
-        if self._plugin_pid() and not self._running:
-            self._over.clear()
+        if self._plugin_pid() and (self._thread is None or not self._thread.is_alive()):
+            self._over = threading.Event()
+            self._let_go = threading.Event()
             self._thread = threading.Thread(target=self._brake, name="brake", daemon=True)
             self._thread.start()
 
@@ -87,8 +99,9 @@ class SignalBrake:
         self._share = None
         self._over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._let_go.wait()
             self._thread = None
+        self._corner.leave(self._family())
 
     def _family(self) -> list[int]:
         pid = self._plugin_pid()
@@ -96,50 +109,59 @@ class SignalBrake:
             return []
         return [pid] if self._alone else family(pid)
 
-    @property
-    def _running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
     def _brake(self) -> None:
+        over, let_go = self._over, self._let_go
         members: dict[int, int] = {}
-        fresh_until = used_s = at = owed_s = 0.0
-        slice_s = SHORT_SLICE_S
+        owed_s = 0.0
+        light = False
         try:
-            while (share := self._share) is not None:
-                if time.monotonic() >= fresh_until:
-                    self._refresh(members)
-                    fresh_until = time.monotonic() + REFRESH_S
-                    used_s, at = _clocks_s(members), time.monotonic()
-                if not members:
-                    return
-                self._over.wait(slice_s)
-                _signal_all(members, signal.SIGSTOP)
+            self._join(members)
+            used_s, at = _clocks_s(members), time.monotonic()
+            while (share := self._share) is not None and members:
+                self._corner.hold(members, share)
+                light = light or set_session_weight(self._plugin_pid(), least=True)
+                over.wait(min(max(share * LONGEST_STOP_S, SHORTEST_SLICE_S), LONGEST_SLICE_S))
                 before_s, since = used_s, at
                 used_s, at = _clocks_s(members), time.monotonic()
                 # What it took counts, not how long it ran: it may have threads, and we wake late.
                 owed_s += used_s - before_s - share * (at - since)
                 owed_s = min(max(owed_s, 0.0), MOST_OWED_S)
                 if owed_s > 0:
-                    self._over.wait(min(owed_s / share, LONGEST_STOP_S))
+                    self._stop_all(members)
+                    over.wait(min(owed_s / share, LONGEST_STOP_S))
+                    used_s = _clocks_s(members)
                 _signal_all(members, signal.SIGCONT)
-                slice_s = SHORT_SLICE_S if owed_s > 0 else LONG_SLICE_S
         finally:
             _signal_all(members, signal.SIGCONT)
             for pidfd in members.values():
                 os.close(pidfd)
+            let_go.set()
+        while not set_session_weight(self._plugin_pid(), least=False):
+            time.sleep(LONGEST_STOP_S)
 
-    def _refresh(self, members: dict[int, int]) -> None:
-        """Hold a pidfd of each: a pid alone may belong to somebody else by now."""
+    def _stop_all(self, members: dict[int, int]) -> None:
+        """Stop them and what they have started; nothing is started any more when it returns."""
+        _signal_all(members, signal.SIGSTOP)
+        while new := self._join(members):
+            _signal_all(new, signal.SIGSTOP)
+
+    def _join(self, members: dict[int, int]) -> dict[int, int]:
+        """Bring `members` up to date; return the new ones.
+
+        Each has a pidfd: a pid alone may belong to somebody else by now.
+        """
+        new = {}
         for pid in self._family():
-            if pid in members:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(pid)
-                members[pid] = pidfd
+            if pid not in members:
+                with contextlib.suppress(ProcessLookupError):
+                    new[pid] = os.pidfd_open(pid)
         # What is no descendant now was a pid that changed hands between the list and the pidfd.
         there = set(self._family())
+        members |= new
         for pid in [pid for pid in members if pid not in there]:
             os.close(members.pop(pid))
+            new.pop(pid, None)
+        return new
 
 
 def _clocks_s(pids: Iterable[int]) -> float:

@@ -3,6 +3,11 @@
 Version 1 needs root, or a folder that belongs to the server's user. Version 2 needs delegation
 (systemd: `Delegate=yes`); the server then moves itself into a leaf, since only groups without
 processes of their own may have limited ones below.
+
+The groups lie beside each other and beside the server, without a common folder: the kernel compares
+who wakes with who runs at the level where their folders part, so a group that may run only when
+nobody else wants to must be there itself. Below a folder that is as good as others the server
+waited for it: p99 of sends doubled.
 """
 
 from __future__ import annotations
@@ -22,8 +27,12 @@ from wkhost.plugin_host.manifest import Limits
 
 CONTROLLERS = ("memory", "pids", "cpu")
 FIX = "delegate a control group (systemd: Delegate=yes), or run as root"
+_PREFIX = "wkhost-"
 _CPU_PERIOD_US = 10_000
 """Short: in its part of a period a group with many threads may have every core."""
+_IDLE_PERIOD_US = 100_000
+"""Of a group that yields at once anyway. At each period's beginning it is as good as who waits, by
+the kernel's account, and may then run until the next tick: p99 of sends felt that."""
 _LEAST_QUOTA_US = 1_000
 """The kernel refuses less."""
 QUOTA_SLACK = 1.1
@@ -91,18 +100,18 @@ class Group(msgspec.Struct, frozen=True):
         """Return the processes in it."""
         return _pids(next(iter(self.folders.values())))
 
-    def set_cpu_share(self, cores: float) -> None:
-        """Let it have another quota than it was made with. Raises PluginError."""
-        folder = self.folders.get("cpu")
-        if folder is not None:
-            for file, value in _cpu_quota(self.version, cores):
-                _write(folder / file, value)
+    def set_cpu(self, cores: float, *, idle: bool) -> None:
+        """Let it have another quota, and with `idle` only when nobody else wants to run.
 
-    def set_idle(self, *, idle: bool) -> None:
-        """Let it run only when nobody else wants to, or as anybody again. Raises OSError."""
+        Raises PluginError. Older kernels cannot make a group idle, there the quota is all.
+        """
         folder = self.folders.get("cpu")
         if folder is not None:
-            (folder / "cpu.idle").write_text(str(int(idle)))
+            period = _IDLE_PERIOD_US if idle else _CPU_PERIOD_US
+            for file, value in _cpu_quota(self.version, cores, period):
+                _write(folder / file, value)
+            with contextlib.suppress(OSError):
+                (folder / "cpu.idle").write_text(str(int(idle)))
 
     def remove(self) -> None:
         """Kill what is left in it and remove it; a group that stays is left to the next start."""
@@ -125,8 +134,7 @@ def lent_cpu_share(group: Group) -> Iterator[None]:
     if group.version != 1 or share is None:
         yield
         return
-    # Groups are made below the one that the server is in.
-    home = share.parent.parent
+    home = share.parent
     try:
         with contextlib.suppress(PluginError):
             _write(share / "tasks", "0")
@@ -136,15 +144,17 @@ def lent_cpu_share(group: Group) -> Iterator[None]:
 
 
 class Groups:
-    """Makes one group per process below a folder of the server's own."""
+    """Makes one group per process, below the group that the server was started in."""
 
-    def __init__(self, folders: dict[str, Path], version: int) -> None:
-        self.folders = folders
+    def __init__(self, homes: dict[str, Path], version: int) -> None:
+        """`homes`: controller -> that group's folder."""
+        self.homes = homes
         self.version = version
 
     def create(self, name: str, limits: Limits) -> Group:
         """Raises PluginError; nothing is left then."""
-        group = Group({key: folder / name for key, folder in self.folders.items()}, self.version)
+        name = f"{_PREFIX}{os.getpid()}.{name}"
+        group = Group({key: home / name for key, home in self.homes.items()}, self.version)
         try:
             for folder in dict.fromkeys(group.folders.values()):
                 folder.mkdir(exist_ok=True)
@@ -155,10 +165,6 @@ class Groups:
             group.remove()
             raise PluginError(f"control group {name}: {error}") from error
         return group
-
-    def close(self) -> None:
-        for folder in dict.fromkeys(self.folders.values()):
-            _removed(folder)
 
 
 def open_groups(
@@ -174,28 +180,26 @@ def open_groups(
         if not controllers:
             unified = next((each for each in (root / "unified", root) if _is_v2(each)), None)
             unified = None if unified is None else unified / path.lstrip("/")
-    name = f"wkhost-{os.getpid()}"
     if "memory" in places:
         # A controller may be one of several of a hierarchy (cpu,cpuacct) or not mounted at all.
         v1 = {key: places[key] for key in CONTROLLERS if key in places and places[key].is_dir()}
-        return _make({key: folder / name for key, folder in v1.items()}, 1, name)
+        return _groups(v1, 1)
     if unified is None or not unified.is_dir():
         raise PluginError(f"no control groups are mounted at {root}")
-    return _make(dict.fromkeys(_delegated(unified), unified / name), 2, name)
+    return _groups(dict.fromkeys(_delegated(unified), unified), 2)
 
 
-def _make(folders: dict[str, Path], version: int, name: str) -> Groups:
-    for folder in dict.fromkeys(folders.values()):
-        _remove_dead(folder.parent)
+def _groups(homes: dict[str, Path], version: int) -> Groups:
+    """Raises PluginError where no group can be made."""
+    for home in dict.fromkeys(homes.values()):
+        _remove_dead(home)
+        trial = home / f"{_PREFIX}{os.getpid()}.trial"
         try:
-            folder.mkdir(exist_ok=True)
+            trial.mkdir(exist_ok=True)
         except OSError as error:
-            raise PluginError(f"{folder}: {error.strerror} (errno {error.errno}); {FIX}") from error
-    if version == 2:
-        for folder in dict.fromkeys(folders.values()):
-            wanted = " ".join(f"+{key}" for key in folders)
-            _write(folder / "cgroup.subtree_control", wanted)
-    return Groups(folders, version)
+            raise PluginError(f"{trial}: {error.strerror} (errno {error.errno}); {FIX}") from error
+        _removed(trial)
+    return Groups(homes, version)
 
 
 def _delegated(folder: Path) -> list[str]:
@@ -233,9 +237,9 @@ def _settings(version: int, controller: str, limits: Limits) -> list[tuple[str, 
     return found[version, controller]
 
 
-def _cpu_quota(version: int, cores: float) -> list[tuple[str, str]]:
+def _cpu_quota(version: int, cores: float, period: int = _CPU_PERIOD_US) -> list[tuple[str, str]]:
     cores *= QUOTA_SLACK
-    period = max(_CPU_PERIOD_US, round(_LEAST_QUOTA_US / cores))
+    period = max(period, round(_LEAST_QUOTA_US / cores))
     quota = max(_LEAST_QUOTA_US, round(cores * period))
     if version == 2:
         return [("cpu.max", f"{quota} {period}")]
@@ -249,10 +253,10 @@ def _is_v2(folder: Path) -> bool:
 def _remove_dead(folder: Path) -> None:
     """Remove the groups of servers that were killed."""
     with contextlib.suppress(OSError):
-        for path in folder.glob("wkhost-[0-9]*"):
-            if not Path(f"/proc/{path.name.removeprefix('wkhost-')}").exists():
-                for inner in [*path.glob("*/"), path]:
-                    _removed(inner)
+        for path in folder.glob(f"{_PREFIX}[0-9]*"):
+            server = path.name.removeprefix(_PREFIX).partition(".")[0]
+            if not Path(f"/proc/{server}").exists():
+                _removed(path)
 
 
 def _removed(folder: Path) -> bool:

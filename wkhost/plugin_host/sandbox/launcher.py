@@ -209,7 +209,7 @@ def _describe(ability: Ability, manifest: Manifest) -> dict[str, str]:
     """Return what contains a plugin here, in the words of its start line."""
     limits, held = manifest.limits, ability.held
     profile = "subprocesses" if manifest.sandbox.subprocesses else "single-process"
-    pids = ability.groups is not None and "pids" in ability.groups.folders
+    pids = ability.groups is not None and "pids" in ability.groups.homes
     found = {
         "fs": "bwrap" + (f"+landlock{ability.landlock}" if "landlock" in held else ""),
         "net": "netns",

@@ -34,6 +34,8 @@ DENIED = (
     # namespaces and mounts
     *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount"),
     *("fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "statmount", "listmount"),
+    # the CPUs that the host chose
+    "sched_setaffinity",
     # large, rarely needed parts of the kernel
     *("bpf", "perf_event_open", "userfaultfd", "add_key", "request_key", "keyctl"),
     *("io_uring_setup", "io_uring_enter", "io_uring_register", "fanotify_init", "fanotify_mark"),

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,8 @@ from wkhost.plugin_host.sandbox.cgroups import Group, lent_cpu_share, open_group
 SPIN = "import os\n{fork}\nwhile True: pass"
 SHARE = 0.1
 WINDOW_S = 1.0
+ALL = frozenset(os.sched_getaffinity(0))
+CORNER = frozenset({max(ALL)})
 
 
 @pytest.fixture(params=["", "os.fork()"], ids=["alone", "with a child"])
@@ -59,14 +61,54 @@ def stopped(pid: int) -> bool:
     return state == b"T"
 
 
+def cpus(pid: int) -> set[frozenset[int]]:
+    """Return on which CPUs the threads of a process and of its child may run."""
+    found = set()
+    for each in [pid, *children(pid)]:
+        for thread in Path(f"/proc/{each}/task").iterdir():
+            found.add(frozenset(os.sched_getaffinity(int(thread.name))))
+    return found
+
+
+def slices(pid: int) -> set[str]:
+    """Return how long its threads may run at a stretch, where the kernel tells."""
+    found = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for line in (thread / "sched").read_text().splitlines():
+            if line.startswith("se.slice"):
+                found.add(line)
+    return found
+
+
+def session_nice(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/autogroup").read_text()
+    except OSError:
+        return ""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_signals_hold_processes_to_their_share(spinning: subprocess.Popen[bytes]) -> None:
     brake = SignalBrake(lambda: spinning.pid)
+    usual = slices(spinning.pid), session_nice(spinning.pid)
     brake.slow(SHARE)
     assert held(spinning.pid)
+    assert cpus(spinning.pid) == {CORNER}
+    told = slices(spinning.pid), session_nice(spinning.pid)
+    assert told != usual or not session_nice(spinning.pid), "older kernels have neither"
     began = time.monotonic()
     brake.release()
     assert time.monotonic() - began < LONGEST_STOP_S / 2, "the loop waits for it"
     assert not stopped(spinning.pid)
+    assert cpus(spinning.pid) == {ALL}
+    # The kernel takes few changes a second.
+    until(lambda: (slices(spinning.pid), session_nice(spinning.pid)) == usual)
     assert used_in_window(spinning.pid) > 3 * SHARE
 
 
@@ -94,7 +136,6 @@ def group() -> Iterator[Group]:
     made = groups.create("brakes-test.1", Limits())
     yield made
     made.remove()
-    groups.close()
 
 
 def test_a_group_is_held_to_its_share(group: Group, spinning: subprocess.Popen[bytes]) -> None:
@@ -103,10 +144,27 @@ def test_a_group_is_held_to_its_share(group: Group, spinning: subprocess.Popen[b
     brake = GroupBrake(group, 1.0)
     brake.slow(SHARE)
     assert held(spinning.pid)
+    assert cpus(spinning.pid) == {CORNER}
     periods, stops = brake.stopped_periods()
     assert 0 < stops <= periods
     brake.release()
+    assert cpus(spinning.pid) == {ALL}
     assert used_in_window(spinning.pid) > 3 * SHARE
+
+
+def test_what_comes_later_is_kept_in_the_corner_too(group: Group) -> None:
+    brake = GroupBrake(group, 1.0)
+    brake.slow(SHARE)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            group.attach(process.pid)
+            assert cpus(process.pid) == {ALL}
+            brake.slow(SHARE)
+            assert cpus(process.pid) == {CORNER}
+            brake.slow(len(ALL))
+            assert cpus(process.pid) == {ALL}
+        finally:
+            process.kill()
 
 
 def children(pid: int) -> list[int]:

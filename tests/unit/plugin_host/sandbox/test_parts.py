@@ -219,16 +219,29 @@ def test_version_2_is_used_where_it_is_delegated(tmp_path: Path) -> None:
     (service / "cgroup.controllers").write_text("cpu memory pids io")
     (service / "cgroup.procs").write_text(f"{os.getpid()}\n")
     groups = cgroups.open_groups(tmp_path, own)
-    assert (groups.version, set(groups.folders)) == (2, {"memory", "pids", "cpu"})
+    assert (groups.version, set(groups.homes)) == (2, {"memory", "pids", "cpu"})
     assert (service / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
     group = groups.create("p.1", Limits(memory_mb=100, processes=7, cpu_percent=50))
     folder = group.folders["memory"]
+    assert folder.parent == service, "beside the server: see the module"
     assert (folder / "memory.max").read_text() == str(100 * 1024 * 1024)
     assert (folder / "pids.max").read_text() == "7"
     quota, period = map(int, (folder / "cpu.max").read_text().split())
     assert quota == pytest.approx(0.5 * cgroups.QUOTA_SLACK * period)
     (folder / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
     assert group.out_of_memory_kills() == 2
+
+
+def test_groups_of_servers_that_are_gone_are_removed(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("4:memory:/a\n")
+    home = tmp_path / "memory" / "a"
+    stale, alive = home / f"wkhost-{2**22 + 1}.p.1", home / f"wkhost-{os.getppid()}.p.1"
+    for folder in (stale, alive):
+        folder.mkdir(parents=True)
+    groups = cgroups.open_groups(tmp_path, own)
+    assert (groups.version, groups.homes) == (1, {"memory": home})
+    assert list(home.iterdir()) == [alive]
 
 
 def test_why_there_is_no_control_group_is_told(tmp_path: Path) -> None:
