@@ -14,6 +14,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 LONG_SLICE_S = 0.1
 """The longest that the kernel takes. Who has it is interrupted by whoever wakes with a shorter one,
@@ -69,11 +70,24 @@ def set_session_weight(pid: int, *, least: bool) -> bool:
     nothing. False: try again later, the kernel takes ten such changes a second.
     """
     try:
-        with open(f"/proc/{pid}/autogroup", "w") as file:
-            file.write(str(_LEAST_WEIGHT if least else 0))
+        for member in _session(pid):
+            with contextlib.suppress(PermissionError):
+                Path(f"/proc/{member}/autogroup").write_text(str(_LEAST_WEIGHT if least else 0))
+                break
     except OSError as error:
         return error.errno != errno.EAGAIN
     return True
+
+
+def _session(pid: int) -> Iterator[int]:
+    """Yield a process and those above it that share its session. Raises OSError.
+
+    What may not be dumped belongs to root, but the first process of a sandbox does not.
+    """
+    session = os.getsid(pid)
+    while os.getsid(pid) == session:
+        yield pid
+        pid = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
 
 
 def _threads(pid: int) -> Iterator[int]:
