@@ -220,5 +220,6 @@ async def test_many_reloads_leave_nothing_behind(tmp_path: Path) -> None:
             last = await reload(MANY_RELOADS)
             print(f"\n{MANY_RELOADS} reloads: RSS {(last[0] - first[0]) / 1024:+.0f} KiB")
             assert last[0] - first[0] < GROWTH_BYTES
-            assert last[1] <= first[1]
-            assert last[2] <= first[2]
+            # The last old generation may still be taken leave of.
+            await until(lambda: process.num_fds() <= first[1])
+            await until(lambda: process.num_threads() <= first[2])

@@ -78,7 +78,8 @@ async def test_what_was_acked_survives_every_kill_exactly_once(tmp_path: Path) -
             await _check_observed(server, load)
     finally:
         assert await server.terminate() == 0
-    assert not server.trouble()
+    # What the API worker may say in the moment between the kernel's end and its own.
+    assert set(server.trouble()) <= {"the kernel process has ended"}
     print(
         f"\n{KILLS} kills, {len(load.acked)} messages acked, "
         f"slowest restart {max(starts, default=0):.2f} s"
