@@ -1,6 +1,6 @@
 """How a plugin's processes are slowed: by their control group, else by signals.
 
-Either way they are kept on as few of the CPUs as they may have: who wakes finds another one that is
+A group is kept on as few of the CPUs as it may have besides: who wakes finds another one that is
 idle. Nobody takes it back from inside: the sandbox refuses `sched_setaffinity`.
 """
 
@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterable
 
 from wkhost.errors import PluginError
 from wkhost.plugin_host.sandbox.cgroups import Group
-from wkhost.plugin_host.sandbox.scheduling import LONG_SLICE_S, Corner, set_session_weight
+from wkhost.plugin_host.sandbox.corner import Corner
 from wkhost.plugin_host.sandbox.watch import family
 
+SHORT_SLICE_S = 0.001
+"""How long a process that owes time may run until it is stopped again, and so how long anybody
+who wakes meanwhile may have to wait."""
+LONG_SLICE_S = 0.01
+"""The same of one that owes nothing."""
 LONGEST_STOP_S = 0.1
-"""Long: each time they go on somebody waits for them, however little they take then."""
-SHORTEST_SLICE_S = 0.001
-LONGEST_SLICE_S = 0.01
-"""How long they run until it is seen what they took."""
 MOST_OWED_S = 1.0
+REFRESH_S = 0.25
+"""Descendants that come meanwhile run until then."""
 _CPUCLOCK_SCHED = 2
 """Source: clock_getcpuclockid(3), which makes the id of a process's clock so."""
 
@@ -74,11 +77,8 @@ class SignalBrake:
         self._plugin_pid = plugin_pid
         self._alone = alone
         self._share: float | None = None
-        self._corner = Corner(LONG_SLICE_S)
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
-        self._let_go = threading.Event()
-        """No process is stopped any more."""
 
     def used_s(self) -> float:
         return _clocks_s(self._family())
@@ -88,9 +88,8 @@ class SignalBrake:
 
     def slow(self, share: float) -> None:
         self._share = share
-        if self._plugin_pid() and (self._thread is None or not self._thread.is_alive()):
-            self._over = threading.Event()
-            self._let_go = threading.Event()
+        if self._plugin_pid() and not self._running:
+            self._over.clear()
             self._thread = threading.Thread(target=self._brake, name="brake", daemon=True)
             self._thread.start()
 
@@ -99,9 +98,8 @@ class SignalBrake:
         self._share = None
         self._over.set()
         if self._thread is not None:
-            self._let_go.wait()
+            self._thread.join()
             self._thread = None
-        self._corner.leave(self._family())
 
     def _family(self) -> list[int]:
         pid = self._plugin_pid()
@@ -109,59 +107,50 @@ class SignalBrake:
             return []
         return [pid] if self._alone else family(pid)
 
+    @property
+    def _running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _brake(self) -> None:
-        over, let_go = self._over, self._let_go
         members: dict[int, int] = {}
-        owed_s = 0.0
-        light = False
+        fresh_until = used_s = at = owed_s = 0.0
+        slice_s = SHORT_SLICE_S
         try:
-            self._join(members)
-            used_s, at = _clocks_s(members), time.monotonic()
-            while (share := self._share) is not None and members:
-                self._corner.hold(members, share)
-                light = light or set_session_weight(self._plugin_pid(), least=True)
-                over.wait(min(max(share * LONGEST_STOP_S, SHORTEST_SLICE_S), LONGEST_SLICE_S))
+            while (share := self._share) is not None:
+                if time.monotonic() >= fresh_until:
+                    self._refresh(members)
+                    fresh_until = time.monotonic() + REFRESH_S
+                    used_s, at = _clocks_s(members), time.monotonic()
+                if not members:
+                    return
+                self._over.wait(slice_s)
+                _signal_all(members, signal.SIGSTOP)
                 before_s, since = used_s, at
                 used_s, at = _clocks_s(members), time.monotonic()
                 # What it took counts, not how long it ran: it may have threads, and we wake late.
                 owed_s += used_s - before_s - share * (at - since)
                 owed_s = min(max(owed_s, 0.0), MOST_OWED_S)
                 if owed_s > 0:
-                    self._stop_all(members)
-                    over.wait(min(owed_s / share, LONGEST_STOP_S))
-                    used_s = _clocks_s(members)
+                    self._over.wait(min(owed_s / share, LONGEST_STOP_S))
                 _signal_all(members, signal.SIGCONT)
+                slice_s = SHORT_SLICE_S if owed_s > 0 else LONG_SLICE_S
         finally:
             _signal_all(members, signal.SIGCONT)
             for pidfd in members.values():
                 os.close(pidfd)
-            let_go.set()
-        while not set_session_weight(self._plugin_pid(), least=False):
-            time.sleep(LONGEST_STOP_S)
 
-    def _stop_all(self, members: dict[int, int]) -> None:
-        """Stop them and what they have started; nothing is started any more when it returns."""
-        _signal_all(members, signal.SIGSTOP)
-        while new := self._join(members):
-            _signal_all(new, signal.SIGSTOP)
-
-    def _join(self, members: dict[int, int]) -> dict[int, int]:
-        """Bring `members` up to date; return the new ones.
-
-        Each has a pidfd: a pid alone may belong to somebody else by now.
-        """
-        new = {}
+    def _refresh(self, members: dict[int, int]) -> None:
+        """Hold a pidfd of each: a pid alone may belong to somebody else by now."""
         for pid in self._family():
-            if pid not in members:
-                with contextlib.suppress(ProcessLookupError):
-                    new[pid] = os.pidfd_open(pid)
+            if pid in members:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                members[pid] = pidfd
         # What is no descendant now was a pid that changed hands between the list and the pidfd.
         there = set(self._family())
-        members |= new
         for pid in [pid for pid in members if pid not in there]:
             os.close(members.pop(pid))
-            new.pop(pid, None)
-        return new
 
 
 def _clocks_s(pids: Iterable[int]) -> float:

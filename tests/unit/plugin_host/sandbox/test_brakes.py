@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -70,45 +70,14 @@ def cpus(pid: int) -> set[frozenset[int]]:
     return found
 
 
-def slices(pid: int) -> set[str]:
-    """Return how long its threads may run at a stretch, where the kernel tells."""
-    found = set()
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for line in (thread / "sched").read_text().splitlines():
-            if line.startswith("se.slice"):
-                found.add(line)
-    return found
-
-
-def session_nice(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/autogroup").read_text()
-    except OSError:
-        return ""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_signals_hold_processes_to_their_share(spinning: subprocess.Popen[bytes]) -> None:
     brake = SignalBrake(lambda: spinning.pid)
-    usual = slices(spinning.pid), session_nice(spinning.pid)
     brake.slow(SHARE)
     assert held(spinning.pid)
-    assert cpus(spinning.pid) == {CORNER}
-    told = slices(spinning.pid), session_nice(spinning.pid)
-    assert told != usual or not session_nice(spinning.pid), "older kernels have neither"
     began = time.monotonic()
     brake.release()
     assert time.monotonic() - began < LONGEST_STOP_S / 2, "the loop waits for it"
     assert not stopped(spinning.pid)
-    assert cpus(spinning.pid) == {ALL}
-    # The kernel takes few changes a second.
-    until(lambda: (slices(spinning.pid), session_nice(spinning.pid)) == usual)
     assert used_in_window(spinning.pid) > 3 * SHARE
 
 
