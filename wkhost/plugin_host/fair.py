@@ -82,7 +82,7 @@ class Machine:
         """Of all cores together, since some time."""
         self._cpu_times = cpu_times
         self._read_at = -LOOK_EVERY_S
-        self._before = (0.0, 0.0)
+        self._total_s = 0.0
 
     def look(self, now: float) -> float:
         """Return the idle cores since about the last look. `now` in seconds."""
@@ -90,12 +90,11 @@ class Machine:
             self._read_at = now
             # user nice system idle iowait irq softirq steal; guests are counted in user
             times = self._cpu_times()[:8]
-            idle, total = times[3] + times[4], sum(times)
-            idle_before, total_before = self._before
-            self._before = idle, total
-            self.idle_s = idle
-            if total > total_before:
-                self.free = self.cores * (idle - idle_before) / (total - total_before)
+            idle_before, total_before = self.idle_s, self._total_s
+            self.idle_s, self._total_s = times[3] + times[4], sum(times)
+            if self._total_s > total_before:
+                idle_share = (self.idle_s - idle_before) / (self._total_s - total_before)
+                self.free = self.cores * idle_share
         return self.free
 
 

@@ -101,16 +101,15 @@ async def test_deaths_leave_no_process_descriptor_or_folder_behind(tmp_path: Pat
         await it.install(write_plugin(tmp_path / "src"))
         target = proxy_of(it.target("echo"))
         pids: list[int] = []
-        descriptors = [0]
+        descriptors: list[int] = []
         for _ in range(4):
             pids.append(it.host.info("echo").pid)
             os.kill(pids[-1], signal.SIGKILL)
             await until(lambda: not target.ready)
             await until(lambda: target.ready)
             await until(lambda: len(list((tmp_path / "run").iterdir())) == 1)
-            # Threads of the host read files meanwhile; what is left behind stays.
-            descriptors[0] = descriptors[0] or len(os.listdir("/proc/self/fd"))
-            await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors[0])
+            descriptors.append(len(os.listdir("/proc/self/fd")))
+        assert len(set(descriptors)) == 1
         assert not any(map(alive, pids))
         (child,) = set(psutil.Process().children()) - others
         assert it.host.info("echo").pid in family(child.pid)
