@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.integration.plugin_host.kit import opened, running, until
-from tests.integration.plugin_host.raw import write_raw
+from tests.integration.plugin_host.kit import opened, running, until, write_plugin
 from wkhost.hooks.verdict import Failure, Outcome
 from wkhost.plugin_host.rules import Rules
 
@@ -25,6 +24,16 @@ REST_S = 0.0002
 """The loop is busy for nine parts of ten, in stretches that a loop must bear."""
 LIMIT_MS = 100.0
 """Generous, for busy machines. The aim is a median of 3 ms, at most 10."""
+
+NEVER_ANSWERS = """
+import asyncio
+from plugin_sdk import Plugin, hook
+
+class Waiting(Plugin):
+    @hook
+    async def send(self, message):
+        await asyncio.Event().wait()
+"""
 
 
 async def be_busy() -> None:
@@ -51,15 +60,14 @@ async def test_a_death_is_a_decision_within_milliseconds(
     tmp_path: Path, busy: bool, victim: str
 ) -> None:
     took: list[float] = []
-    never = "pass"
     async with running(tmp_path, rules=Rules(crashes=1000)) as it:
-        await it.install(write_raw(tmp_path / "src", never))
-        target = it.target("raw")
+        await it.install(write_plugin(tmp_path / "src", code=NEVER_ANSWERS))
+        target = it.target("echo")
         for _ in range(KILLS):
             await until(lambda: target.ready, within_s=60)
             calls = [it.send(target) for _ in range(OPEN_CALLS)]
             await until(opened(target, calls))
-            pid = it.host.info("raw").pid
+            pid = it.host.info("echo").pid
             async with trio.open_nursery() as nursery:
                 if busy:
                     nursery.start_soon(be_busy)

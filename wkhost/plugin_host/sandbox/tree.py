@@ -46,7 +46,7 @@ def _children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):  # it has ended, here and below
         for task in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+            found += map(int, read_file(f"/proc/{pid}/task/{task}/children").split())
     return found
 
 
@@ -60,13 +60,13 @@ def _clock_s(pid: int) -> float:
 def _waited_for_s(pid: int) -> float:
     """Return what children have used that ended and were waited for."""
     with contextlib.suppress(OSError):
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split(maxsplit=15)
+        fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split(maxsplit=15)
         return (int(fields[13]) + int(fields[14])) * _TICK_S
     return 0.0
 
 
-def _read(path: str) -> bytes:
-    """In a third of the time of an opened file; the loop looks at all processes so."""
+def read_file(path: str) -> bytes:
+    """In a third of the time of an opened file. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         data = os.read(descriptor, _PART)

@@ -17,6 +17,7 @@ import trio
 from wkhost.errors import PluginError
 from wkhost.plugin_host.manifest import Limits
 from wkhost.plugin_host.sandbox.folders import walk
+from wkhost.plugin_host.sandbox.tree import read_file
 
 MEASURE_SHARE = 20
 """Measuring the data folder may take one part in so many of the time."""
@@ -93,7 +94,7 @@ def _proportional_bytes(pid: int) -> int:
 
 def _resident_bytes(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        return int(read_file(f"/proc/{pid}/statm").split()[1]) * _PAGE
     except OSError:
         return 0  # it has just ended
 
