@@ -26,9 +26,6 @@ LOOK_EVERY_S = 0.1
 HEADROOM = 1.0
 """Cores, or half of the machine's. A scheduler that sees its cores busy looks for no idle one."""
 LEAST_SHARE = 0.02
-LEAST_UNYIELDING_SHARE = 0.01
-UNYIELDING_HEADROOM = 1.5
-"""Times the headroom: of who is slowed without making room for who wakes."""
 LEAST_START_SHARE = 0.15
 OWN_SHARE = 0.25
 """Cores on its own account; less is never minded."""
@@ -37,10 +34,9 @@ STOPPED_SHARE = 0.5
 BEYOND_LIMIT = 1.1
 """Times its limit; more than the kernel lets pass where there is a quota."""
 GREEDY_LOOKS = 3
-LEFT_LOOKS = (3, 10)
-"""What is left to it is the least of the means of so many looks: it falls fast and rises slowly.
-One look does not tell. It may be stopped in one and run in the next, and the machine's idle time is
-not read at the same moment."""
+LEFT_LOOKS = 10
+"""What is left to it is the mean of so many looks. It may be stopped in one and run in the next,
+and the machine's idle time is not read at the same moment."""
 CONTENT = 0.8
 """A plugin that takes less of what it may have wants no more."""
 FORGIVEN_LOOKS = 50
@@ -54,9 +50,6 @@ log = structlog.get_logger(__name__)
 class Brake(Protocol):
     """Slows one plugin's processes."""
 
-    yields: bool
-    """Whether they run only when nobody else wants to while they are slowed."""
-
     def used_s(self) -> float:
         """Return the CPU time they have used, in seconds."""
 
@@ -64,7 +57,7 @@ class Brake(Protocol):
         """Return how many periods of its quota there were, and in how many it was stopped."""
 
     def slow(self, share: float) -> None:
-        """Let them have so many cores.
+        """Let them have so many cores, and those only when nobody else wants them.
 
         Called at every look, since there may be other processes by then.
         """
@@ -127,12 +120,10 @@ class FairShare:
         self._limit = limit
         self._waited_for_s = waited_for_s
         self._polite = polite
-        self._least_share = LEAST_SHARE if brake.yields else LEAST_UNYIELDING_SHARE
-        self._headroom = machine.headroom * (1.0 if brake.yields else UNYIELDING_HEADROOM)
         self._starting = True
         self._started_at = 0.0
         self._at = 0.0
-        self._spare: deque[tuple[float, float]] = deque(maxlen=max(LEFT_LOOKS) + 1)
+        self._spare: deque[tuple[float, float]] = deque(maxlen=LEFT_LOOKS + 1)
         """Looks: when, and the core seconds until then that nobody else used."""
         self._used_s = 0.0
         self._answered_s = 0.0
@@ -191,17 +182,12 @@ class FairShare:
                 return
         else:
             self._good_looks = 0
-        self._slow(max(self._least_share, self._left()))
+        self._slow(max(LEAST_SHARE, self._left()))
 
     def _left(self) -> float:
-        spare = min(self._spare_over(looks) for looks in LEFT_LOOKS)
-        return min(self._limit, spare - self._headroom)
-
-    def _spare_over(self, looks: int) -> float:
-        """Return the mean of the cores that nobody else used, over so many looks."""
-        since, before_s = self._spare[max(-looks - 1, -len(self._spare))]
-        now, after_s = self._spare[-1]
-        return (after_s - before_s) / max(now - since, LOOK_EVERY_S)
+        (since, before_s), (now, after_s) = self._spare[0], self._spare[-1]
+        spare = (after_s - before_s) / max(now - since, LOOK_EVERY_S)
+        return min(self._limit, spare - self._machine.headroom)
 
     def _often_stopped(self) -> bool:
         periods, stopped = counts = self._brake.stopped_periods()

@@ -55,7 +55,7 @@ The file, with its defaults (only `no`, `version` and one of `main` and `command
     cpu_percent = 100
     data_mb = 256               # of the data folder
     data_files = 10000
-    calls_per_s = 200           # calls of the host's API; those beyond wait
+    calls_per_s = 500           # calls of the host's API; those beyond wait
 
     [sandbox]
     require = []                # layers without which the plugin is not to be started
@@ -166,7 +166,7 @@ class Limits(msgspec.Struct, frozen=True):
     cpu_percent: int = 100
     data_mb: int = 256
     data_files: int = 10_000
-    calls_per_s: int = 200
+    calls_per_s: int = 500
 
 
 class Sandbox(msgspec.Struct, frozen=True):
@@ -358,7 +358,7 @@ def _read_limits(fields: Fields) -> Limits:
         cpu_percent=fields.integer("cpu_percent", 100, 1, 100_000),
         data_mb=fields.integer("data_mb", 256, 1, 1_048_576),
         data_files=fields.integer("data_files", 10_000, 10, 10_000_000),
-        calls_per_s=fields.integer("calls_per_s", 200, 1, 10_000),
+        calls_per_s=fields.integer("calls_per_s", 500, 1, 10_000),
     )
     fields.finish()
     return limits

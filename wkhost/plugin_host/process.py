@@ -320,14 +320,13 @@ def descends_from(pid: int, ancestor: int) -> bool:
     for _ in range(_MAX_ANCESTORS):
         if pid == ancestor:
             return True
-        pid = parent_of(pid)
+        pid = _parent_of(pid)
         if pid <= 1:
             return False
     return False
 
 
-def parent_of(pid: int) -> int:
-    """Return the parent of a process, 0 when it has ended."""
+def _parent_of(pid: int) -> int:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

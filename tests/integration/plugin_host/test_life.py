@@ -31,7 +31,7 @@ from wkhost.errors import PluginError
 from wkhost.hooks.target import Answer
 from wkhost.hooks.verdict import Continue, Failure, Outcome, Refuse, Replace
 from wkhost.plugin_host.proxy import PluginProxy
-from wkhost.plugin_host.sandbox.tree import Tree
+from wkhost.plugin_host.sandbox.watch import family
 
 NEVER = "pass"
 
@@ -112,7 +112,7 @@ async def test_deaths_leave_no_process_descriptor_or_folder_behind(tmp_path: Pat
         assert len(set(descriptors)) == 1
         assert not any(map(alive, pids))
         (child,) = set(psutil.Process().children()) - others
-        assert it.host.info("echo").pid in Tree(child.pid).pids()
+        assert it.host.info("echo").pid in family(child.pid)
 
 
 async def test_calls_to_a_dead_plugin_crash_and_it_stays_in_the_chain(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ async def test_a_descendant_dies_with_its_plugin(tmp_path: Path) -> None:
         extra = "[sandbox]\nsubprocesses = true\n"
         status = await it.install(write_plugin(tmp_path / "src", code=code, extra=extra))
         await until(lambda: any("CHILD" in line for line in it.logs("echo")))
-        child = Tree(status.pid).pids()[0]
+        child = family(status.pid)[1]
         assert alive(child)
         os.kill(status.pid, signal.SIGKILL)
         await until(lambda: not alive(child), within_s=5)

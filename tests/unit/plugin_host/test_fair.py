@@ -11,7 +11,6 @@ from wkhost.plugin_host.fair import (
     GREEDY_LOOKS,
     LEAST_SHARE,
     LEAST_START_SHARE,
-    LEAST_UNYIELDING_SHARE,
     LOOK_EVERY_S,
     START_S,
     FairShare,
@@ -24,8 +23,7 @@ CORES = 2
 class _Brake:
     """Remembers what it was told; its process uses what the test says."""
 
-    def __init__(self, *, yields: bool) -> None:
-        self.yields = yields
+    def __init__(self) -> None:
         self.used = 0.0
         self.periods = (0, 0)
         self.share: float | None = None
@@ -46,15 +44,8 @@ class _Brake:
 class _World:
     """A plugin on a machine whose other users take `others` cores."""
 
-    def __init__(
-        self,
-        *,
-        limit: float = 1.0,
-        polite: bool = False,
-        cores: int = CORES,
-        yields: bool = True,
-    ) -> None:
-        self.brake = _Brake(yields=yields)
+    def __init__(self, *, limit: float = 1.0, polite: bool = False, cores: int = CORES) -> None:
+        self.brake = _Brake()
         self.waited_s = 0.0
         self._now = 0.0
         self._cores = cores
@@ -139,24 +130,6 @@ def test_it_is_held_steadily_where_it_runs_in_one_look_and_stands_in_the_next(
         assert world.brake.share is not None
         found.append(world.brake.share)
     assert found[20:] == pytest.approx([2 - 0.8 - 1] * 20, abs=0.05)
-
-
-def test_it_gets_less_where_it_cannot_be_made_to_yield() -> None:
-    world = _World(yields=False)
-    world.fair.serves()
-    world.go_on(12, wants=1.0, others=0.3)
-    assert world.brake.share == pytest.approx(2 - 0.3 - 1.5, rel=0.2)
-    world.go_on(12, wants=1.0, others=0.8)
-    assert world.brake.share == pytest.approx(LEAST_UNYIELDING_SHARE)
-
-
-def test_what_is_left_falls_fast_and_rises_slowly(world: _World) -> None:
-    world.go_on(12, wants=1.0, others=0.2)
-    assert world.brake.share == pytest.approx(2 - 0.2 - 1, rel=0.2)
-    world.go_on(4, wants=1.0, others=0.9)
-    assert world.brake.share == pytest.approx(2 - 0.9 - 1, rel=0.2)
-    world.go_on(4, wants=1.0, others=0.2)
-    assert world.brake.share == pytest.approx(2 - 0.48 - 1, rel=0.1)
 
 
 def test_nobody_gives_way_where_there_is_room() -> None:

@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_concurrent_calls: int = 64
     """Unary handlers running at once; the peer may open one stream more, for the hook stream."""
     calls_burst: int = 64
-    calls_per_s: float = 200.0
+    calls_per_s: float = 500.0
     """Unary calls served; those beyond wait, and hold their places among the concurrent ones."""
     stream_window: int = 1 * MIB
     connection_window: int = 12 * MIB

@@ -1,6 +1,6 @@
 """How a plugin's processes are slowed: by their control group, else by signals.
 
-Either way they are kept on as few of the CPUs as they may have: who wakes finds another one that is
+A group is kept on as few of the CPUs as it may have besides: who wakes finds another one that is
 idle. Nobody takes it back from inside: the sandbox refuses `sched_setaffinity`.
 """
 
@@ -9,34 +9,40 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-
-import structlog
+import threading
+import time
+from collections.abc import Callable, Iterable
 
 from wkhost.errors import PluginError
 from wkhost.plugin_host.sandbox.cgroups import Group
 from wkhost.plugin_host.sandbox.corner import Corner
-from wkhost.plugin_host.sandbox.slices import slices_command
-from wkhost.plugin_host.sandbox.tree import Tree
+from wkhost.plugin_host.sandbox.watch import family
 
-log = structlog.get_logger(__name__)
+SHORT_SLICE_S = 0.001
+"""How long a process that owes time may run until it is stopped again, and so how long anybody
+who wakes meanwhile may have to wait."""
+LONG_SLICE_S = 0.01
+"""The same of one that owes nothing."""
+LONGEST_STOP_S = 0.1
+MOST_OWED_S = 1.0
+REFRESH_S = 0.25
+"""Descendants that come meanwhile run until then."""
+_CPUCLOCK_SCHED = 2
+"""Source: clock_getcpuclockid(3), which makes the id of a process's clock so."""
 
 
 class GroupBrake:
     """A smaller quota, and a group that runs when nobody else wants to; see `fair.Brake`."""
 
-    yields = True
-
-    def __init__(self, group: Group, tree: Tree, limit: float) -> None:
+    def __init__(self, group: Group, limit: float) -> None:
         """`limit`: its quota in cores when nothing slows it."""
         self._group = group
-        self._tree = tree
         self._limit = limit
         self._share: float | None = None
         self._corner = Corner()
 
     def used_s(self) -> float:
-        return self._tree.used_s(self._group.pids())
+        return _clocks_s(self._group.pids())
 
     def stopped_periods(self) -> tuple[int, int]:
         return self._group.stopped_periods()
@@ -60,74 +66,103 @@ class GroupBrake:
 
 
 class SignalBrake:
-    """A program that stops and continues the processes; see `fair.Brake` and `slices`."""
+    """Stops the processes until what they took beyond their share is made up for; see `fair.Brake`.
 
-    yields = False
+    A thread does it, since the loop has turns longer than a slice. It ends with `release` or with
+    the last process.
+    """
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        self._share = 0.0
-        """That the program was told; 0 when there is none."""
-        self._used_s = 0.0
-        self._corner = Corner()
-        self._program: subprocess.Popen[bytes] | None = None
+    def __init__(self, plugin_pid: Callable[[], int], *, alone: bool = False) -> None:
+        """`plugin_pid` returns 0 while the process is not known. `alone`: it cannot have others."""
+        self._plugin_pid = plugin_pid
+        self._alone = alone
+        self._share: float | None = None
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
 
     def used_s(self) -> float:
-        if self._program is None:
-            self._used_s = self._tree.used_s(self._tree.pids())
-        else:
-            self._used_s = self._reported_s(self._program) or self._used_s
-        return self._used_s
+        return _clocks_s(self._family())
 
     def stopped_periods(self) -> tuple[int, int]:
         return 0, 0
 
     def slow(self, share: float) -> None:
-        if not self._tree.first:
-            return
-        if self._program is not None and self._program.poll() is not None:
-            self.release()
-        try:
-            if self._program is None:
-                self._program = self._start()
-            if abs(share - self._share) > self._share / 10:
-                self._tell(self._program, share)
-        except OSError as error:
-            # The next look tries again.
-            log.warning("plugin_not_slowed", error=str(error))
+        self._share = share
+        if self._plugin_pid() and not self._running:
+            self._over.clear()
+            self._thread = threading.Thread(target=self._brake, name="brake", daemon=True)
+            self._thread.start()
 
     def release(self) -> None:
-        self._share = 0.0
-        program, self._program = self._program, None
-        if program is None:
-            return
-        with program:
-            program.kill()
-        self._corner.leave(pids := self._tree.pids())
-        for pid in pids:
+        """Returns when no process is stopped any more, which is at once."""
+        self._share = None
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _family(self) -> list[int]:
+        pid = self._plugin_pid()
+        if not pid:
+            return []
+        return [pid] if self._alone else family(pid)
+
+    @property
+    def _running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _brake(self) -> None:
+        members: dict[int, int] = {}
+        fresh_until = used_s = at = owed_s = 0.0
+        slice_s = SHORT_SLICE_S
+        try:
+            while (share := self._share) is not None:
+                if time.monotonic() >= fresh_until:
+                    self._refresh(members)
+                    fresh_until = time.monotonic() + REFRESH_S
+                    used_s, at = _clocks_s(members), time.monotonic()
+                if not members:
+                    return
+                self._over.wait(slice_s)
+                _signal_all(members, signal.SIGSTOP)
+                before_s, since = used_s, at
+                used_s, at = _clocks_s(members), time.monotonic()
+                # What it took counts, not how long it ran: it may have threads, and we wake late.
+                owed_s += used_s - before_s - share * (at - since)
+                owed_s = min(max(owed_s, 0.0), MOST_OWED_S)
+                if owed_s > 0:
+                    self._over.wait(min(owed_s / share, LONGEST_STOP_S))
+                _signal_all(members, signal.SIGCONT)
+                slice_s = SHORT_SLICE_S if owed_s > 0 else LONG_SLICE_S
+        finally:
+            _signal_all(members, signal.SIGCONT)
+            for pidfd in members.values():
+                os.close(pidfd)
+
+    def _refresh(self, members: dict[int, int]) -> None:
+        """Hold a pidfd of each: a pid alone may belong to somebody else by now."""
+        for pid in self._family():
+            if pid in members:
+                continue
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                pidfd = os.pidfd_open(pid)
+                members[pid] = pidfd
+        # What is no descendant now was a pid that changed hands between the list and the pidfd.
+        there = set(self._family())
+        for pid in [pid for pid in members if pid not in there]:
+            os.close(members.pop(pid))
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        program = subprocess.Popen(
-            slices_command(self._tree), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        for file in (program.stdin, program.stdout):
-            assert file is not None
-            os.set_blocking(file.fileno(), False)
-        return program
 
-    def _tell(self, program: subprocess.Popen[bytes], share: float) -> None:
-        assert program.stdin is not None
-        os.write(program.stdin.fileno(), b"%r\n" % share)
-        self._share = share
+def _clocks_s(pids: Iterable[int]) -> float:
+    """Return the CPU time of processes, finer than the kernel's ticks."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+    return total
 
-    def _reported_s(self, program: subprocess.Popen[bytes]) -> float | None:
-        """Return the last report since the last look, None if there is none."""
-        assert program.stdout is not None
-        reports = b""
-        with contextlib.suppress(BlockingIOError):
-            while part := os.read(program.stdout.fileno(), 4096):
-                reports += part
-        # Reports are written whole.
-        return float(reports.split()[-1]) if reports else None
+
+def _signal_all(members: dict[int, int], number: int) -> None:
+    for pidfd in members.values():
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)

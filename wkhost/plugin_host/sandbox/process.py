@@ -26,12 +26,11 @@ import trio
 from wkhost.errors import PluginError
 from wkhost.plugin_host.boot import GO, READY
 from wkhost.plugin_host.fair import Brake
-from wkhost.plugin_host.process import Places, descends_from, describe_exit, parent_of
+from wkhost.plugin_host.process import Places, descends_from, describe_exit
 from wkhost.plugin_host.sandbox.brakes import GroupBrake, SignalBrake
 from wkhost.plugin_host.sandbox.cgroups import Group
 from wkhost.plugin_host.sandbox.checks import Expected, check_process
 from wkhost.plugin_host.sandbox.command import Command
-from wkhost.plugin_host.sandbox.tree import Tree
 from wkhost.plugin_host.sandbox.watch import Watch
 
 LOOK_EVERY_S = 1.0
@@ -130,12 +129,11 @@ class SandboxProcess:
         self._expected = expected
         self._group = group
         self._watch = watch
-        self._tree = Tree(alone=alone)
         if group is not None and "cpu" in group.folders:
             limit = watch.limits.cpu_percent / 100
-            self.brake: Brake = GroupBrake(group, self._tree, limit)
+            self.brake: Brake = GroupBrake(group, limit)
         else:
-            self.brake = SignalBrake(self._tree)
+            self.brake = SignalBrake(lambda: self._plugin, alone=alone)
         self._own_uid = own_uid
         self._socket_dir = socket_dir
         self._plugin = 0
@@ -203,7 +201,7 @@ class SandboxProcess:
         while not self._ends.poll(0):
             with trio.move_on_after(LOOK_EVERY_S) as waiting:
                 await trio.lowlevel.wait_readable(self._ends.fileno())
-            if waiting.cancelled_caught and await self._watch.exceeded(self._tree.pids()):
+            if waiting.cancelled_caught and await self._watch.exceeded(self._plugin):
                 self.signal(signal.SIGKILL)
 
     async def wait(self) -> int:
@@ -245,7 +243,6 @@ class SandboxProcess:
             return False
         self._pidfds[pid] = pidfd
         self._plugin = pid
-        self._tree.first = parent_of(pid)
         # The pidfd came first, so what is read now is of that very process or of none.
         if not descends_from(pid, self._popen.pid) or uid != self._expected.uid:
             raise PluginError(f"the sandbox does not hold: process {pid} with uid {uid} reported")
